@@ -3,4 +3,7 @@
 //!
 //! Stages do not import each other; they meet in [`point`], and only `shard` knows all of them.
 
+pub mod counters;
+pub mod mailbox;
 pub mod point;
+pub mod ring;
