@@ -1,0 +1,2 @@
+//! What the shards do not do: see the submodules.
+pub mod executor;

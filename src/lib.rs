@@ -1,0 +1,4 @@
+//! MetricStream: what runs once per process. `main.rs` is the door.
+pub mod backplane;
+pub mod placement;
+pub mod sockets;
