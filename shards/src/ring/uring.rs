@@ -102,7 +102,10 @@ impl Ring {
             Op::Send { socket, bytes, from } => {
                 let bytes = Self::keep(&mut self.sending, token.index, bytes);
                 let rest = &bytes[from..];
-                opcode::Send::new(Fd(socket), rest.as_ptr(), rest.len() as u32).flags(libc::MSG_NOSIGNAL).build()
+                // WAITALL: the kernel finishes what the socket's buffer could not take at once.
+                opcode::Send::new(Fd(socket), rest.as_ptr(), rest.len() as u32)
+                    .flags(libc::MSG_NOSIGNAL | libc::MSG_WAITALL)
+                    .build()
             }
             Op::Close { socket } => opcode::Close::new(Fd(socket)).build(),
             Op::Cancel { target } => opcode::AsyncCancel::new(target.to_u64()).build(),
