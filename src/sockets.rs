@@ -1,5 +1,7 @@
 //! Listening sockets: one per shard and address, in one SO_REUSEPORT group, and none beside another process.
 
+#![allow(unsafe_code)]
+
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd};

@@ -7,6 +7,7 @@ pub mod buffers;
 pub mod probe;
 pub mod uring;
 
+use std::net::IpAddr;
 use std::os::fd::RawFd;
 
 /// Names the operation a completion belongs to. The generation makes a stale completion recognisable after its slot
@@ -32,6 +33,7 @@ pub enum TokenKind {
     LogFlush = 8,
     LogRead = 9,
     Wake = 10,
+    Shutdown = 11,
 }
 
 impl Token {
@@ -57,6 +59,7 @@ impl Token {
             8 => TokenKind::LogFlush,
             9 => TokenKind::LogRead,
             10 => TokenKind::Wake,
+            11 => TokenKind::Shutdown,
             other => unreachable!("the kernel gave back a token we never made: kind {other}"),
         };
         Token::new(kind, (bits >> 32) as u32, bits as u32)
@@ -95,6 +98,10 @@ pub enum Op {
         socket: RawFd,
         bytes: Vec<u8>,
         from: usize,
+    },
+    /// Ends our sending side; what the client still sends can be read and thrown away.
+    Shutdown {
+        socket: RawFd,
     },
     Close {
         socket: RawFd,
@@ -154,6 +161,9 @@ pub trait Io {
 
     /// Gives a ring buffer back to the kernel.
     fn release(&mut self, id: u16);
+
+    /// Who is at the other end of a connection; `None` when it is gone already.
+    fn peer(&mut self, socket: RawFd) -> Option<IpAddr>;
 
     /// Ring buffers not lent out. Receives that ended with -ENOBUFS are armed again when this grows.
     fn buffers_free(&self) -> usize;

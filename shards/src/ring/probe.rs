@@ -88,6 +88,7 @@ pub fn probe(need_bytes: u64) -> Result<(), Unfit> {
         (opcode::RecvMulti::CODE, "RECV"),
         (opcode::Send::CODE, "SEND"),
         (opcode::Close::CODE, "CLOSE"),
+        (opcode::Shutdown::CODE, "SHUTDOWN"),
         (opcode::AsyncCancel::CODE, "ASYNC_CANCEL"),
         (opcode::Write::CODE, "WRITE"),
         (opcode::Read::CODE, "READ"),

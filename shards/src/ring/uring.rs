@@ -4,7 +4,8 @@
 //! here, by token index, until its completion hands them back, so nobody can free or move what the kernel writes to.
 
 use std::io;
-use std::os::fd::RawFd;
+use std::net::IpAddr;
+use std::os::fd::{BorrowedFd, RawFd};
 use std::time::Instant;
 
 use io_uring::types::{Fd, FsyncFlags, SubmitArgs, Timespec};
@@ -108,6 +109,7 @@ impl Ring {
                     .build()
             }
             Op::Close { socket } => opcode::Close::new(Fd(socket)).build(),
+            Op::Shutdown { socket } => opcode::Shutdown::new(Fd(socket), libc::SHUT_WR).build(),
             Op::Cancel { target } => opcode::AsyncCancel::new(target.to_u64()).build(),
             Op::Write(DiskIo { file, offset_bytes, pointer, len_bytes, dsync }) => {
                 let flags = if dsync { libc::RWF_DSYNC } else { 0 };
@@ -203,6 +205,16 @@ impl Io for Ring {
 
     fn release(&mut self, id: u16) {
         self.buffers.release(id);
+    }
+
+    fn peer(&mut self, socket: RawFd) -> Option<IpAddr> {
+        // SAFETY: the descriptor is an open socket of ours for as long as the borrow lasts.
+        let socket = unsafe { BorrowedFd::borrow_raw(socket) };
+        match socket2::SockRef::from(&socket).peer_addr().ok()?.as_socket()?.ip() {
+            // An IPv4 client of a dual-stack socket is the same client.
+            IpAddr::V6(address) => Some(address.to_canonical()),
+            address => Some(address),
+        }
     }
 
     fn buffers_free(&self) -> usize {

@@ -1,0 +1,418 @@
+//! Every key there is, declared once: name, type, default, bounds and the words an operator reads.
+//!
+//! The declarations make the structs, the reader, and the output of `metricstream config`, so a key cannot exist
+//! without its documentation. What can only be judged across keys is in `check`.
+
+use super::declare::{choice, config, section};
+use super::units::ByteSize;
+use super::value::{ByteRate, Rate, Secret, Selector};
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+const fn s(n: u64) -> Duration {
+    Duration::from_secs(n)
+}
+const fn ms(n: u64) -> Duration {
+    Duration::from_millis(n)
+}
+const fn loopback(port: u16) -> SocketAddr {
+    SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port)
+}
+
+choice! {
+    /// When a request is acknowledged.
+    Durability {
+        /// after its points are on stable storage
+        Disk = "disk",
+        /// after they are in memory; [log] memory_flush_within later they are on disk
+        Memory = "memory",
+    }
+}
+
+choice! {
+    /// What an integer timestamp counts.
+    TimestampUnit {
+        /// by its magnitude (read as a time between 1973 and 2286)
+        Auto = "auto",
+        /// seconds
+        Seconds = "s",
+        /// milliseconds
+        Milliseconds = "ms",
+        /// microseconds
+        Microseconds = "us",
+        /// nanoseconds
+        Nanoseconds = "ns",
+    }
+}
+
+choice! {
+    /// What a client over its quota is told.
+    OverQuota {
+        /// 503 with Retry-After: every client keeps its points and comes again
+        Defer = "defer",
+        /// 429 with Retry-After: some clients (Telegraf's v1 output among them) then drop their points
+        Shed = "shed",
+    }
+}
+
+choice! {
+    /// What two points of one series with the same explicit timestamp are.
+    SameTimestamp {
+        /// the same point, sent again: counted once
+        Identity = "identity",
+        /// two events: both counted, so a retry counts twice
+        All = "all",
+    }
+}
+
+choice! {
+    /// How a connection finds its shard.
+    Steering {
+        /// the kernel's hash over addresses and ports: spreads anything
+        Hash = "hash",
+        /// a hash over the source address: a host stays on one shard; wrong behind one proxy
+        Address = "address",
+    }
+}
+
+choice! {
+    /// How a commit reaches stable storage.
+    FlushMode {
+        /// what is faster on this disk, tried at start
+        Auto = "auto",
+        /// write, then fdatasync
+        Fdatasync = "fdatasync",
+        /// one write with RWF_DSYNC
+        Dsync = "dsync",
+    }
+}
+
+choice! {
+    /// What happens when the log has reached its bytes and a sink has not caught up.
+    WhenFull {
+        /// 503 until there is room: nothing acknowledged is ever lost
+        Refuse = "refuse",
+        /// the oldest records go, counted, whether all sinks have them or not
+        DropOldest = "drop_oldest",
+    }
+}
+
+choice! {
+    /// The least severe line that is written.
+    Level {
+        /// only what needs a person
+        Error = "error",
+        /// and what may soon
+        Warn = "warn",
+        /// and what changed: start, stop, recovery, sinks
+        Info = "info",
+        /// and what explains single connections
+        Debug = "debug",
+    }
+}
+
+choice! {
+    /// The shape of a line on standard error.
+    LogFormat {
+        /// for people and journald
+        Text = "text",
+        /// one JSON object a line
+        Json = "json",
+    }
+}
+
+section! {
+    /// The process as a whole.
+    Node {
+        /// Directory that holds the node id and every log. Made when missing; one process at a time may use it. A
+        /// relative path counts from the working directory. Change it to a disk of its own for production.
+        data_dir: PathBuf = PathBuf::from("./metricstream-data");
+        /// Threads that serve clients, one core each. 0 means one fewer than there are cores, at least one: the last
+        /// core reads and recycles segments and merges windows. Change it when other services share the host.
+        shards: u32 = 0, in 0, 1024;
+        /// Whether each shard is bound to its core. Change it only where something else (a container's cpuset, a
+        /// virtual machine's scheduler) already decides.
+        pin: bool = true;
+        /// How long a stop may take to answer and flush what has been received, before it is cut short. Must be less
+        /// than the service manager's own limit (systemd: TimeoutStopSec, 90 s).
+        drain_within: Duration = s(20), in s(1), s(600);
+    }
+}
+
+section! {
+    /// Where clients send points. One block for each kind of listener; without any, there is one with these defaults.
+    Listen {
+        /// IP addresses and ports, IPv4 or "[::]:8186" IPv6. Change it to be reached from other hosts, and then look at
+        /// [auth] too: the default serves this host only.
+        addresses: Vec<SocketAddr> = vec![loopback(8186)];
+        /// When a request is acknowledged. "memory" answers sooner and can lose what a crash or power cut catches.
+        durability: Durability = Durability::Disk;
+        /// Served before every route: with "/ingest", points go to /ingest/metrics. Empty or beginning with "/". For
+        /// those behind a proxy that shares a host name.
+        path_prefix: String = String::new();
+        /// Whether `X-Client-ID` names the client when there is no token. Only where each sender is trusted, as behind
+        /// a gateway that sets it: whoever may choose a name may choose a fresh quota.
+        trust_client_id_header: bool = false;
+    }
+}
+
+section! {
+    /// The listener for operators: /metrics, /healthz, /readyz, /api/v1/status. It asks for no password.
+    Admin {
+        /// One IP address and port. Change it to let another host scrape it, inside a network you trust.
+        listen: SocketAddr = loopback(9186);
+    }
+}
+
+section! {
+    /// What one HTTP connection may take. The defaults suit agents and libraries as they come.
+    Http {
+        /// From the first byte of a request head to its last; then 408. Protects against clients that trickle.
+        head_timeout: Duration = s(10), in ms(100), s(300);
+        /// How long a connection may be silent between requests. Longer than the senders' flush interval, or every
+        /// flush makes a connection.
+        idle_timeout: Duration = s(75), in ms(100), s(86_400);
+        /// Largest body as sent; beyond it 413. Raise it for senders that batch more.
+        body_bytes_max: ByteSize = ByteSize::mib(16), in ByteSize::kib(1), ByteSize::gib(1);
+        /// Largest body after decompression; beyond it 413.
+        decompressed_bytes_max: ByteSize = ByteSize::mib(64), in ByteSize::kib(1), ByteSize::gib(2);
+        /// How many times larger than the sent body the decompressed one may be, beyond its first 1 MiB. Real metrics
+        /// stay below 50; a bomb does not.
+        decompression_ratio_max: u32 = 200, in 2, 10_000;
+        /// Slowest pace of a body once body_grace is over; then 408. Lower it for senders on very thin lines.
+        body_rate_min: ByteRate = ByteRate::bytes(1024), in ByteRate::bytes(1), ByteRate::bytes(1 << 30);
+        /// How long a body may be slower than body_rate_min.
+        body_grace: Duration = s(10), in ms(100), s(300);
+        /// Open connections, over all listeners and shards; more are closed when they are accepted. Needs as many file
+        /// descriptors (LimitNOFILE).
+        connections_max: u32 = 16_384, in 1, 1_000_000;
+        /// Open connections from one source address. Raise it where many senders share one, as behind a proxy.
+        connections_per_address_max: u32 = 8_192, in 1, 1_000_000;
+        /// Bytes received on one connection and not yet served, a body being read aside; at the bound no more is read
+        /// until answers have left. One client that pipelines cannot take the buffers of the others.
+        pipelined_bytes_max: ByteSize = ByteSize::kib(256), in ByteSize::kib(32), ByteSize::mib(64);
+        /// Bytes of answers that one connection has not taken yet; at the bound its requests wait.
+        unread_reply_bytes_max: ByteSize = ByteSize::kib(64), in ByteSize::kib(4), ByteSize::mib(16);
+    }
+}
+
+section! {
+    /// What one point, and one request, may hold. Points beyond a bound are rejected one by one, with the reason.
+    Points {
+        /// Points a request; those after it are rejected. Raise it together with the body bounds.
+        per_request_max: u32 = 100_000, in 1, 10_000_000;
+        /// Bytes of a metric name.
+        name_bytes_max: ByteSize = ByteSize(1024), in ByteSize(16), ByteSize::kib(16);
+        /// Tags of a point, those added here included.
+        tags_max: u32 = 64, in 1, 1024;
+        /// Bytes of a tag's key, and of its value.
+        tag_bytes_max: ByteSize = ByteSize(1024), in ByteSize(16), ByteSize::kib(16);
+        /// Bytes of a string field (line protocol). Such fields are stored for sinks, not aggregated.
+        text_bytes_max: ByteSize = ByteSize::kib(64), in ByteSize(16), ByteSize::mib(1);
+    }
+}
+
+section! {
+    /// The native routes, POST /metrics and /api/v1/metrics.
+    Json {
+        /// What `timestamp` counts in the native shape. Set it when all senders agree on one unit.
+        timestamp_unit: TimestampUnit = TimestampUnit::Auto;
+        /// The same in Telegraf's shape (`fields`); its `json_timestamp_units` is 1 s unless it was changed.
+        telegraf_timestamp_unit: TimestampUnit = TimestampUnit::Seconds;
+        /// For senders of several events under one coarse timestamp: "all".
+        same_timestamp: SameTimestamp = SameTimestamp::Identity;
+    }
+}
+
+section! {
+    /// The InfluxDB routes: /write, /api/v2/write, /api/v3/write_lp.
+    Influx {
+        /// What a client over its quota is told here. Native JSON routes always say 429.
+        over_quota: OverQuota = OverQuota::Defer;
+        /// For senders of several events under one coarse timestamp: "all".
+        same_timestamp: SameTimestamp = SameTimestamp::Identity;
+        /// What SHOW DATABASES answers. Any name is accepted in `db` and `bucket`; some tools first look for theirs.
+        databases: Vec<String> = vec!["metrics".to_owned()];
+    }
+}
+
+section! {
+    /// Who may send.
+    Auth {
+        /// Whether every request needs the token of a [[client]]. Without it, a client with no token is known by its
+        /// address (a wrong token is still refused). Set it wherever a listener can be reached by others.
+        required: bool = false;
+    }
+}
+
+section! {
+    /// A client with a name and a token, and with limits and tags of its own. One block each.
+    Client {
+        /// What it is called in series, counters and messages. At most 256 bytes, no control characters.
+        name: String = String::new(), like "payments".to_owned();
+        /// The token itself: `Authorization: Bearer ..`, `Token ..`, or an InfluxDB password. Better in a file:
+        /// `metricstream config` prints "<hidden>" here, and that word is refused when it is read back.
+        token: Option<Secret> = None, like Some(Secret::new("<hidden>"));
+        /// A file that holds the token; whitespace around it is cut off. A relative path counts from
+        /// $CREDENTIALS_DIRECTORY (systemd's LoadCredential) when that is set, else from this file's directory.
+        token_file: Option<PathBuf> = None, like Some(PathBuf::from("payments.token"));
+        /// Instead of that of [limiter].
+        requests_per_s: Option<Rate> = None, in Some(Rate(0.001)), Some(Rate::UNLIMITED), like Some(Rate(1000.0));
+        /// Instead of that of [limiter].
+        points_per_s: Option<Rate> = None, in Some(Rate(0.001)), Some(Rate::UNLIMITED), like Some(Rate(50_000.0));
+        /// Instead of that of [limiter].
+        bytes_per_s: Option<ByteRate> = None, in Some(ByteRate::bytes(1)), Some(ByteRate::UNLIMITED),
+            like Some(ByteRate::bytes(8 << 20));
+        /// Instead of that of [limiter].
+        burst: Option<Duration> = None, in Some(ms(1)), Some(s(3600)), like Some(s(5));
+        /// Instead of that of the route ([json], [influx]).
+        same_timestamp: Option<SameTimestamp> = None, like Some(SameTimestamp::All);
+        /// Added to its points where they lack the key. They win over [tags].
+        tags: BTreeMap<String, String> = BTreeMap::new(), like BTreeMap::from([("team".to_owned(), "billing".to_owned())]);
+    }
+}
+
+section! {
+    /// The quota of a client that has none of its own: of each address, where there are no tokens. In total, over all
+    /// its connections and shards.
+    Limiter {
+        /// Requests a second, or "unlimited". Raise it when many senders share an address, or to measure.
+        requests_per_s: Rate = Rate(100.0), in Rate(0.001), Rate::UNLIMITED;
+        /// Points a second, or "unlimited". Known only after decoding, so charged to the next request.
+        points_per_s: Rate = Rate::UNLIMITED, in Rate(0.001), Rate::UNLIMITED;
+        /// Body bytes a second as sent, such as "8 MiB", or "unlimited". Charged to the next request.
+        bytes_per_s: ByteRate = ByteRate::UNLIMITED, in ByteRate::bytes(1), ByteRate::UNLIMITED;
+        /// How much may come at once after silence, as time: "1 s" is one second's worth of each rate. Raise it for
+        /// senders that come rarely and then with much.
+        burst: Duration = s(1), in ms(1), s(3600);
+        /// Clients remembered at a time; each takes at most 128 bytes a shard. When all are active, further ones share
+        /// one quota.
+        clients_max: u32 = 1_000_000, in 16, 16_000_000;
+        /// How a connection finds its shard. "address" for a fleet that sends directly, never behind one proxy.
+        steering: Steering = Steering::Hash;
+    }
+}
+
+section! {
+    /// The segment logs on disk: everything that was acknowledged, until it may go.
+    Log {
+        /// Size of one segment file, filled with zeros ahead of its use. Larger ones mean fewer files and coarser
+        /// recycling.
+        segment_bytes: ByteSize = ByteSize::mib(64), in ByteSize::mib(1), ByteSize::gib(1);
+        /// Disk for the logs of all shards together, the spare segments included. At the bound, when_full decides. Set
+        /// it to what the disk can give: it is how long a sink may be down.
+        bytes_max: ByteSize = ByteSize::gib(8), in ByteSize::mib(8), ByteSize::tib(1024);
+        /// Disk for the aggregate log (closed windows).
+        aggregate_bytes_max: ByteSize = ByteSize::gib(2), in ByteSize::mib(4), ByteSize::tib(1024);
+        /// Age at which a record that all sinks have, and that no window can need, is recycled.
+        retention: Duration = s(24 * 3600), in s(60), s(3650 * 86_400);
+        /// The same for closed windows: how far back /api/v1/windows can see.
+        aggregate_retention: Duration = s(7 * 86_400), in s(60), s(3650 * 86_400);
+        /// What gives way when bytes_max is reached: new requests, or the oldest records.
+        when_full: WhenFull = WhenFull::Refuse;
+        /// Segments a shard keeps ready. More of them bridge a slow disk when a load begins.
+        spare_segments: u32 = 2, in 1, 64;
+        /// How a commit reaches stable storage. The start says which was taken; fix it to keep machines alike.
+        flush: FlushMode = FlushMode::Auto;
+        /// How long one disk operation may take before the shard answers 503 and looks for the disk to come back.
+        io_deadline: Duration = s(10), in ms(100), s(600);
+        /// With durability = "memory": how long after its acknowledgement a point is on disk at the latest.
+        memory_flush_within: Duration = ms(200), in ms(1), s(60);
+        /// Bytes of a shard received and not yet on disk; at the bound, 503.
+        unflushed_bytes_max: ByteSize = ByteSize::mib(64), in ByteSize::mib(1), ByteSize::gib(4);
+    }
+}
+
+section! {
+    /// How many series may be alive. Points of further ones are kept, but aggregated as `__overflow__`.
+    Series {
+        /// Of one client.
+        per_client_max: u32 = 100_000, in 1, 100_000_000;
+        /// Of all clients, divided among the shards. Needs memory: README has the figure for a million.
+        total_max: u32 = 1_000_000, in 1, 100_000_000;
+        /// Silence after which a series is forgotten (its next point makes it anew).
+        idle_after: Duration = s(3600), in s(60), s(30 * 86_400);
+    }
+}
+
+section! {
+    /// Aggregation in event time.
+    Windows {
+        /// The smallest window, in which points are told apart; every other window is made of it. Windows on disk are
+        /// made with one base: change it on an empty data directory.
+        base: Duration = s(10), in s(1), s(15);
+        /// The windows that are closed and stored, each a whole multiple of the base.
+        windows: Vec<Duration> = vec![s(10), s(60)];
+        /// How long after its end a window is closed: longer than the senders' flush interval and their clock error.
+        /// More means later windows, less means more revisions.
+        lateness: Duration = s(15), in s(0), s(3600);
+        /// How far back a late point still revises a closed window: as long as the senders buffer. Costs memory for
+        /// every series.
+        horizon: Duration = s(300), in s(10), s(86_400);
+        /// How far ahead of the clock a point may be and still be aggregated; those beyond it are kept raw and counted.
+        future_bound: Duration = s(600), in s(1), s(86_400);
+        /// Memory, over all shards, in which the points of open windows are told apart. Beyond it windows become
+        /// sketches early and are marked `unchecked`.
+        set_bytes_max: ByteSize = ByteSize::mib(256), in ByteSize::mib(1), ByteSize::tib(1);
+        /// Memory of the reducer for windows that may still be revised. Beyond it the horizon shrinks.
+        reducer_bytes_max: ByteSize = ByteSize::mib(512), in ByteSize::mib(8), ByteSize::tib(1);
+        /// Whether each series' own windows are stored, beside those of [[aggregate]] rules. Without them the aggregate
+        /// log is much smaller.
+        per_series: bool = true;
+    }
+}
+
+section! {
+    /// A rule that folds many series into fewer. One block each; their windows are at /aggregates and /api/v1/windows.
+    Aggregate {
+        /// Name of the rule, and of the series it makes. Unique.
+        name: String = String::new(), like "api.latency.by_region".to_owned();
+        /// Which series: globs (`*` any run, `?` one character) on the metric's name and on tags, which must exist.
+        r#match: Selector = Selector::default(), like Selector::example();
+        /// Tags that are kept; series that agree in them become one. [] makes one series of all.
+        by: Option<Vec<String>> = None, like Some(vec!["region".to_owned()]);
+        /// Tags that are dropped, all others kept. Either `by` or `without`.
+        without: Option<Vec<String>> = None, like Some(vec!["host".to_owned()]);
+        /// Which of [windows] windows; all of them when not set.
+        windows: Option<Vec<Duration>> = None, like Some(vec![s(60)]);
+    }
+}
+
+section! {
+    /// The process's own lines on standard error.
+    Logging {
+        /// The least severe line that is written. --log-level overrides it.
+        level: Level = Level::Info;
+        /// The shape of a line. --log-format overrides it.
+        format: LogFormat = LogFormat::Text;
+        /// Lines of one cause in each cause_interval; the rest are counted in one line at its end.
+        lines_per_cause: u32 = 5, in 1, 100_000;
+        /// The interval of lines_per_cause.
+        cause_interval: Duration = s(10), in s(1), s(3600);
+    }
+}
+
+config! {
+    /// The whole configuration, as `metricstream config` prints it.
+    Config {
+        node: Node = Node::default();
+        listen: Vec<Listen> = vec![Listen::default()];
+        admin: Admin = Admin::default();
+        http: Http = Http::default();
+        points: Points = Points::default();
+        json: Json = Json::default();
+        influx: Influx = Influx::default();
+        auth: Auth = Auth::default();
+        client: Vec<Client> = Vec::new();
+        limiter: Limiter = Limiter::default();
+        /// Tags added to every point that lacks the key, such as datacenter = "fra1", environment = "production".
+        tags: BTreeMap<String, String> = BTreeMap::new();
+        log: Log = Log::default();
+        series: Series = Series::default();
+        windows: Windows = Windows::default();
+        aggregate: Vec<Aggregate> = Vec::new();
+        logging: Logging = Logging::default();
+    }
+}
