@@ -4,3 +4,4 @@
 //! Stages do not import each other; they meet in [`point`], and only `shard` knows all of them.
 
 pub mod point;
+pub mod window;
