@@ -92,7 +92,7 @@ pub(super) fn index_of(value: f64) -> u32 {
     if exponent_field == 0 {
         return index_of_subnormal(bits);
     }
-    in_octave(exponent_field + 1051 - SINGLES_BITS, bits & FRACTION_MASK)
+    in_octave(exponent_field + 51 - SINGLES_BITS, bits & FRACTION_MASK)
 }
 
 /// `octave` counts from 2^(SINGLES_BITS - 1074): the exponent field less 1023, plus 1074, less SINGLES_BITS.
