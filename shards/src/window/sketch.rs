@@ -200,6 +200,11 @@ impl Store {
     }
 
     fn merge(&mut self, other: &Store) {
+        if self.total == 0 {
+            self.counts.clone_from(&other.counts);
+            (self.first, self.used, self.total) = (other.first, other.used, other.total);
+            return;
+        }
         // Both dense and this one spans the other: plain additions.
         if self.first != SPARSE
             && other.first >= self.first
