@@ -7,3 +7,4 @@ pub mod counters;
 pub mod mailbox;
 pub mod point;
 pub mod ring;
+pub mod window;

@@ -1,0 +1,153 @@
+//! What a window says about its values: the results, and the state that any number of values sum up to.
+//!
+//! **The result is a pure function of the multiset of values**: count; the exact sum, rounded once; min; max;
+//! avg = sum / count; p50, p95 and p99 by the sketch's rank rule. It has the same bits whether it is computed from a
+//! small set of values or from a [`Summary`], and whichever way parts were merged. Values are finite; -0 counts as +0.
+
+use super::{set::Cell, sketch, sketch::Sketch, sum::ExactSum};
+
+/// The results of one window of one series.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Aggregates {
+    pub count: u64,
+    /// Infinite when the exact sum is beyond `f64`; to be counted
+    pub sum: f64,
+    pub min: f64,
+    pub max: f64,
+    pub avg: f64,
+    pub p50: f64,
+    pub p95: f64,
+    pub p99: f64,
+}
+
+impl Aggregates {
+    /// Of a few values, by sorting them; `None` of no values.
+    pub fn of(values: &mut [f64]) -> Option<Aggregates> {
+        values.sort_unstable_by(f64::total_cmp);
+        let (&min, &max) = (values.first()?, values.last()?);
+        let count = values.len() as u64;
+        let quantile = |per_mille| {
+            let value = values[sketch::rank(per_mille, count) as usize];
+            sketch::representative(value).clamp(min, max)
+        };
+        let sum = ExactSum::of(values);
+        Some(Aggregates {
+            count,
+            sum,
+            min,
+            max,
+            avg: sum / count as f64,
+            p50: quantile(500),
+            p95: quantile(950),
+            p99: quantile(990),
+        })
+    }
+
+    /// Equal bit for bit: what decides whether a late partial changed a result.
+    pub fn same_bits(&self, other: &Aggregates) -> bool {
+        let bits = |a: &Aggregates| [a.sum, a.min, a.max, a.avg, a.p50, a.p95, a.p99].map(f64::to_bits);
+        self.count == other.count && bits(self) == bits(other)
+    }
+}
+
+/// Any number of values, without their identities.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Summary {
+    count: u64,
+    sum: ExactSum,
+    min: f64,
+    max: f64,
+    sketch: Sketch,
+    /// Holds points with an identity that were taken in without looking for repeats
+    unchecked: bool,
+}
+
+impl Default for Summary {
+    fn default() -> Summary {
+        Summary::new()
+    }
+}
+
+impl Summary {
+    pub fn new() -> Summary {
+        Summary {
+            count: 0,
+            sum: ExactSum::new(),
+            min: f64::INFINITY,
+            max: f64::NEG_INFINITY,
+            sketch: Sketch::new(),
+            unchecked: false,
+        }
+    }
+
+    #[inline]
+    pub fn add(&mut self, value: f64) {
+        let value = value + 0.0; // -0 becomes +0
+        self.count += 1;
+        self.sum.add(value);
+        self.min = if value < self.min { value } else { self.min };
+        self.max = if value > self.max { value } else { self.max };
+        self.sketch.add(value);
+    }
+
+    pub fn merge(&mut self, other: &Summary) {
+        self.count += other.count;
+        self.sum.merge(&other.sum);
+        self.min = self.min.min(other.min);
+        self.max = self.max.max(other.max);
+        self.sketch.merge(&other.sketch);
+        self.unchecked |= other.unchecked;
+    }
+
+    /// Adds what a cell holds: longer windows from shorter ones, rules from series.
+    pub fn add_cell(&mut self, cell: &Cell) {
+        match cell.summary() {
+            Some(summary) => self.merge(summary),
+            None => cell.entries().iter().for_each(|entry| self.add(entry.value)),
+        }
+    }
+
+    pub fn count(&self) -> u64 {
+        self.count
+    }
+
+    pub fn is_unchecked(&self) -> bool {
+        self.unchecked
+    }
+
+    pub fn mark_unchecked(&mut self) {
+        self.unchecked = true;
+    }
+
+    /// `None` of no values.
+    pub fn aggregates(&self) -> Option<Aggregates> {
+        let quantile = |per_mille| self.sketch.quantile(per_mille, self.min, self.max);
+        let sum = self.sum.to_f64();
+        Some(Aggregates {
+            count: self.count,
+            sum,
+            min: self.min,
+            max: self.max,
+            avg: sum / self.count as f64,
+            p50: quantile(500)?,
+            p95: quantile(950)?,
+            p99: quantile(990)?,
+        })
+    }
+
+    /// A quantile in thousandths, by the documented rank rule; `None` of no values.
+    pub fn quantile(&self, per_mille: u16) -> Option<f64> {
+        self.sketch.quantile(per_mille, self.min, self.max)
+    }
+
+    /// Empties it, keeping its memory.
+    pub fn clear(&mut self) {
+        let mut sketch = std::mem::take(&mut self.sketch);
+        sketch.clear();
+        *self = Summary { sketch, ..Summary::new() };
+    }
+
+    pub fn heap_bytes(&self) -> usize {
+        self.sum.heap_bytes() + self.sketch.heap_bytes()
+    }
+}
