@@ -5,3 +5,4 @@
 
 pub mod limiter;
 pub mod point;
+pub mod series;
