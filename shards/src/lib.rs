@@ -4,7 +4,9 @@
 //! Stages do not import each other; they meet in [`point`], and only `shard` knows all of them.
 
 pub mod counters;
+pub mod limiter;
 pub mod mailbox;
 pub mod point;
 pub mod ring;
+pub mod series;
 pub mod window;
