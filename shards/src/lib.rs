@@ -6,6 +6,7 @@
 pub mod counters;
 pub mod http;
 pub mod limiter;
+pub mod log;
 pub mod mailbox;
 pub mod point;
 pub mod ring;
