@@ -3,4 +3,5 @@
 //!
 //! Stages do not import each other; they meet in [`point`], and only `shard` knows all of them.
 
+pub mod decode;
 pub mod point;
