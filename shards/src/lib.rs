@@ -4,6 +4,7 @@
 //! Stages do not import each other; they meet in [`point`], and only `shard` knows all of them.
 
 pub mod counters;
+pub mod decode;
 pub mod http;
 pub mod limiter;
 pub mod log;
