@@ -14,10 +14,11 @@ use super::{
 };
 use crate::point::{Batch, FoldInput, INLINE_BIT, Kind, NO_TIMESTAMP, SeriesId, series_key};
 
-/// Points of look-ahead for a cell's directory entry, the cell, and what the cell points to.
+/// Points of look-ahead for a cell's directory entry, the cell, what the cell points to, and the count of a bin.
 const AHEAD_PAGE: usize = 24;
 const AHEAD_CELL: usize = 16;
-const AHEAD_POINTS: usize = 8;
+const AHEAD_POINTS: usize = 10;
+const AHEAD_BIN: usize = 4;
 /// Beyond the byte budget a cell keeps this many points before it becomes a summary: below that, a summary is larger.
 const ENTRIES_OVER_BUDGET: usize = 8;
 /// "Never seen", and the unit of `last_seen`.
@@ -155,6 +156,13 @@ impl Fold {
                 }
                 if let Some(&ahead) = series.get(at + AHEAD_POINTS) {
                     window.prefetch_points(ahead);
+                }
+                if let (Some(&ahead), Some(&bits)) = (series.get(at + AHEAD_BIN), bits.get(at + AHEAD_BIN)) {
+                    // Right for floats; for integers a harmless guess, if it has a bin at all.
+                    let guess = f64::from_bits(bits);
+                    if guess.is_finite() {
+                        window.prefetch_bin(ahead, guess);
+                    }
                 }
             }
             // Decoders refuse what is not finite; a value that is so all the same must not poison a window.

@@ -148,12 +148,24 @@ impl OpenWindow {
     /// Third: what the cell points to.
     #[inline]
     pub(super) fn prefetch_points(&self, series: u32) {
-        if let Some(page) = self.pages.get((series / PAGE_SERIES) as usize) {
-            let at = (page.present & ((1 << (series % PAGE_SERIES)) - 1)).count_ones() as usize;
-            if let Some(cell) = page.cells.get(at) {
-                prefetch(cell.heap_hint());
-            }
+        if let Some(cell) = self.near_cell(series) {
+            cell.prefetch_points();
         }
+    }
+
+    /// Fourth: where a summary will count the value.
+    #[inline]
+    pub(super) fn prefetch_bin(&self, series: u32, value: f64) {
+        if let Some(cell) = self.near_cell(series) {
+            cell.prefetch_bin(value);
+        }
+    }
+
+    /// The series' cell, or a neighbour's where it has none: good enough for a hint.
+    #[inline]
+    fn near_cell(&self, series: u32) -> Option<&Cell> {
+        let page = self.pages.get((series / PAGE_SERIES) as usize)?;
+        page.cells.get((page.present & ((1 << (series % PAGE_SERIES)) - 1)).count_ones() as usize)
     }
 
     /// Directory and cells; not what cells hold beyond themselves.

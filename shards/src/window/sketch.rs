@@ -8,7 +8,7 @@
 //! Rank rule: for quantile q of n values, the value with index floor(q (n - 1)) when sorted, counted from 0, in
 //! integers; the result is the representative of its bin, clamped to [min, max] by the caller, who knows them.
 
-use super::bins;
+use super::{bins, prefetch::prefetch};
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Sketch {
@@ -87,6 +87,16 @@ impl Sketch {
         self.zeros = 0;
         self.positive.clear();
         self.negative.clear();
+    }
+
+    /// Asks for the count that adding this value will change.
+    #[inline]
+    pub(super) fn prefetch_bin(&self, value: f64) {
+        if value > 0.0 {
+            self.positive.prefetch_bin(bins::index_of(value));
+        } else if value < 0.0 {
+            self.negative.prefetch_bin(bins::index_of(-value));
+        }
     }
 
     pub fn heap_bytes(&self) -> usize {
@@ -245,6 +255,13 @@ impl Store {
             }
         }
         unreachable!("rank {rank} of {} values", self.total)
+    }
+
+    #[inline]
+    fn prefetch_bin(&self, bin: u32) {
+        // Sparse entries are searched; the middle is where that begins.
+        let at = if self.first == SPARSE { self.counts.len() / 2 } else { bin.wrapping_sub(self.first) as usize };
+        prefetch(self.counts.as_ptr().wrapping_add(at));
     }
 
     fn clear(&mut self) {

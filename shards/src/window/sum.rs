@@ -112,12 +112,12 @@ impl ExactSum {
             return;
         }
         let (integer, exponent) = without_trailing_zeros(integer, exponent);
-        if let Form::Fixed { hi, lo, exponent: own } = &mut self.0 {
-            if let Some((total, chosen)) = add_fixed((join(*hi, *lo), *own), (integer, exponent)) {
-                (*hi, *lo) = split(total);
-                *own = chosen;
-                return;
-            }
+        if let Form::Fixed { hi, lo, exponent: own } = &mut self.0
+            && let Some((total, chosen)) = add_fixed((join(*hi, *lo), *own), (integer, exponent))
+        {
+            (*hi, *lo) = split(total);
+            *own = chosen;
+            return;
         }
         self.widen().add_integer(integer, exponent);
     }
@@ -309,7 +309,7 @@ mod tests {
     pub(crate) fn finite() -> impl Strategy<Value = f64> {
         prop_oneof![
             any::<u64>().prop_map(|bits| f64::from_bits(bits & !(0x400 << 52))),
-            any::<u64>().prop_map(|bits| f64::from_bits(bits)).prop_filter("finite", |v| v.is_finite()),
+            any::<u64>().prop_map(f64::from_bits).prop_filter("finite", |v| v.is_finite()),
             (-1e6..1e6f64),
             (-1000i32..1000).prop_map(|n| n as f64 / 10.0),
             prop::sample::select(vec![

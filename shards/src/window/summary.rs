@@ -4,7 +4,7 @@
 //! avg = sum / count; p50, p95 and p99 by the sketch's rank rule. It has the same bits whether it is computed from a
 //! small set of values or from a [`Summary`], and whichever way parts were merged. Values are finite; -0 counts as +0.
 
-use super::{set::Cell, sketch, sketch::Sketch, sum::ExactSum};
+use super::{prefetch::prefetch, set::Cell, sketch, sketch::Sketch, sum::ExactSum};
 
 /// The results of one window of one series.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -145,6 +145,20 @@ impl Summary {
         let mut sketch = std::mem::take(&mut self.sketch);
         sketch.clear();
         *self = Summary { sketch, ..Summary::new() };
+    }
+
+    /// Asks for all of it but what is on the heap.
+    #[inline]
+    pub(super) fn prefetch(&self) {
+        let start: *const u8 = (&raw const *self).cast();
+        for line in 0..size_of::<Summary>().div_ceil(64) {
+            prefetch(start.wrapping_add(64 * line));
+        }
+    }
+
+    #[inline]
+    pub(super) fn prefetch_bin(&self, value: f64) {
+        self.sketch.prefetch_bin(value);
     }
 
     pub fn heap_bytes(&self) -> usize {
