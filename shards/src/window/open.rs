@@ -53,7 +53,7 @@ impl OpenWindow {
         OpenWindow { start_ns, pages, cells: 0, first_page: usize::MAX, overflow: BTreeMap::new() }
     }
 
-    /// The cell of a series, or where to put its first point: `vacant` makes the cell.
+    /// The cell of a series, if it has one.
     #[inline]
     pub(super) fn cell(&mut self, series: u32) -> Option<&mut Cell> {
         let page = self.pages.get_mut((series / PAGE_SERIES) as usize)?;
@@ -130,7 +130,7 @@ impl OpenWindow {
         }
     }
 
-    /// First look-ahead: the directory entry.
+    /// First look-ahead: the directory entry. Any number will do: hints read nothing.
     #[inline]
     pub(super) fn prefetch_page(&self, series: u32) {
         prefetch(self.pages.as_ptr().wrapping_add((series / PAGE_SERIES) as usize));

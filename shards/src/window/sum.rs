@@ -397,6 +397,23 @@ mod tests {
     }
 
     #[test]
+    fn ties_go_to_even_and_the_least_term_breaks_them() {
+        let two_53 = 9007199254740992.0;
+        let cases: [(&[f64], f64); 6] = [
+            (&[two_53, 1.0], two_53),
+            (&[two_53, 1.0, 5e-324], two_53 + 2.0),
+            (&[two_53, 1.0, -5e-324], two_53),
+            (&[two_53 + 2.0, 1.0], two_53 + 4.0),
+            (&[-two_53, -1.0, -1e-300], -two_53 - 2.0),
+            (&[f64::MAX, 2f64.powi(970), -5e-324], f64::MAX),
+        ];
+        for (terms, expected) in cases {
+            assert_eq!(ExactSum::of(terms), expected, "{terms:?}");
+        }
+        assert_eq!(ExactSum::of(&[f64::MAX, 2f64.powi(970)]), f64::INFINITY);
+    }
+
+    #[test]
     fn zero_is_plus_zero_however_it_comes_about() {
         for values in [&[][..], &[-0.0], &[1.5, -1.5], &[1e300, 1e-300, -1e300, -1e-300]] {
             assert_eq!(ExactSum::of(values).to_bits(), 0, "{values:?}");
