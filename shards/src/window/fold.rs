@@ -14,10 +14,11 @@ use super::{
 };
 use crate::point::{Batch, FoldInput, INLINE_BIT, Kind, NO_TIMESTAMP, SeriesId, series_key};
 
-/// Points of look-ahead for a cell's directory entry, the cell, and what the cell points to.
+/// Points of look-ahead for a cell's directory entry, the cell, what the cell points to, and the count of a bin.
 const AHEAD_PAGE: usize = 24;
 const AHEAD_CELL: usize = 16;
-const AHEAD_POINTS: usize = 8;
+const AHEAD_POINTS: usize = 10;
+const AHEAD_BIN: usize = 4;
 /// Beyond the byte budget a cell keeps this many points before it becomes a summary: below that, a summary is larger.
 const ENTRIES_OVER_BUDGET: usize = 8;
 /// "Never seen", and the unit of `last_seen`.
@@ -102,7 +103,7 @@ pub struct Fold {
     windows: Vec<OpenWindow>,
     /// Index in `windows` of the last point's
     latest: usize,
-    /// By series: second of the last record that opened a cell of it, or `NEVER_S`
+    /// By series: see [`Fold::last_seen_s`], or `NEVER_S`
     last_seen_s: Vec<u32>,
     /// Bytes that cells hold beyond themselves
     points_bytes: usize,
@@ -156,11 +157,19 @@ impl Fold {
                 if let Some(&ahead) = series.get(at + AHEAD_POINTS) {
                     window.prefetch_points(ahead);
                 }
+                if let (Some(&ahead), Some(&bits)) = (series.get(at + AHEAD_BIN), bits.get(at + AHEAD_BIN)) {
+                    // Right for floats; for integers a harmless guess, if it has a bin at all.
+                    let guess = f64::from_bits(bits);
+                    if guess.is_finite() {
+                        window.prefetch_bin(ahead, guess);
+                    }
+                }
             }
             // Decoders refuse what is not finite; a value that is so all the same must not poison a window.
             let number = Kind::from_u8(kinds[at]).and_then(|kind| kind.number(bits[at])).filter(|n| n.is_finite());
             let Some(value) = number else {
                 counts.not_aggregated += 1;
+                self.saw(series[at], input.stamp_ns);
                 continue;
             };
             let given_ns = timestamps_ns[at];
@@ -168,10 +177,12 @@ impl Fold {
             let timestamp_ns = if given_ns == NO_TIMESTAMP { input.stamp_ns } else { given_ns };
             if timestamp_ns > furthest_ns {
                 counts.too_far_ahead += 1;
+                self.saw(series[at], input.stamp_ns);
                 continue;
             }
             let Some(start_ns) = self.open(timestamp_ns) else {
                 counts.late_beyond += 1;
+                self.saw(series[at], input.stamp_ns);
                 continue;
             };
             let end_ns = start_ns + self.config.window_ns;
@@ -238,8 +249,8 @@ impl Fold {
         self.windows.iter().any(|window| window.has(series.0))
     }
 
-    /// Unix second of the record that last opened a cell of this series: up to one base window before its last point.
-    /// `None` when it has had no points since it was made or forgotten.
+    /// Unix second of the record that last opened a cell of this series, or that had a point of it that went into no
+    /// cell. An open cell takes points without moving it, so idle means: long not seen, and nothing open. `None` when it has had no points since it was made or forgotten.
     pub fn last_seen_s(&self, series: SeriesId) -> Option<u32> {
         self.last_seen_s.get(series.0 as usize).copied().filter(|&seen| seen != NEVER_S)
     }
@@ -263,6 +274,11 @@ impl Fold {
     /// Start of the oldest open window.
     pub fn oldest_start_ns(&self) -> Option<i64> {
         self.windows.first().map(|window| window.start_ns)
+    }
+
+    /// What counts against `points_bytes_max`.
+    pub fn points_bytes(&self) -> usize {
+        self.points_bytes
     }
 
     /// All memory held, by walking the directories: for status pages, not for the hot path.
@@ -322,11 +338,20 @@ impl Fold {
         }
         assert!(series < self.config.series_max, "series number {series} is out of bounds");
         window.insert(series, Cell::one(identity, value), &mut self.spares);
+        self.saw(series, stamp_ns);
+        Inserted::Counted
+    }
+
+    /// The series lives: a cell of it was opened, or it had a point that is in no cell.
+    fn saw(&mut self, series: u32, stamp_ns: i64) {
+        if series & INLINE_BIT != 0 {
+            return;
+        }
+        assert!(series < self.config.series_max, "series number {series} is out of bounds");
         if self.last_seen_s.len() <= series as usize {
             self.last_seen_s.resize(series as usize + 1, NEVER_S);
         }
         self.last_seen_s[series as usize] = (stamp_ns / S_NS).clamp(1, u32::MAX as i64) as u32;
-        Inserted::Counted
     }
 
     #[cold]
@@ -555,6 +580,12 @@ mod tests {
         let mut merger = Merger::default();
         merger.take_all(&mut fold, START_NS + 10 * S_NS, 10);
         assert_eq!(merger.cells[&(START_NS, 0)].aggregates().map(|a| a.sum), Some(1.0));
+
+        let mut text = Batch::default();
+        text.push(SeriesRef::Known(SeriesId(3)), NO_TIMESTAMP, Kind::Text, 0);
+        fold.fold(&input(&text, START_NS));
+        assert!(fold.last_seen_s(SeriesId(3)).is_some(), "a series of text alone is not idle");
+        assert!(!fold.has_open(SeriesId(3)));
     }
 
     #[test]

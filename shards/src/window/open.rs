@@ -53,7 +53,7 @@ impl OpenWindow {
         OpenWindow { start_ns, pages, cells: 0, first_page: usize::MAX, overflow: BTreeMap::new() }
     }
 
-    /// The cell of a series, or where to put its first point: `vacant` makes the cell.
+    /// The cell of a series, if it has one.
     #[inline]
     pub(super) fn cell(&mut self, series: u32) -> Option<&mut Cell> {
         let page = self.pages.get_mut((series / PAGE_SERIES) as usize)?;
@@ -130,7 +130,7 @@ impl OpenWindow {
         }
     }
 
-    /// First look-ahead: the directory entry.
+    /// First look-ahead: the directory entry. Any number will do: hints read nothing.
     #[inline]
     pub(super) fn prefetch_page(&self, series: u32) {
         prefetch(self.pages.as_ptr().wrapping_add((series / PAGE_SERIES) as usize));
@@ -148,12 +148,24 @@ impl OpenWindow {
     /// Third: what the cell points to.
     #[inline]
     pub(super) fn prefetch_points(&self, series: u32) {
-        if let Some(page) = self.pages.get((series / PAGE_SERIES) as usize) {
-            let at = (page.present & ((1 << (series % PAGE_SERIES)) - 1)).count_ones() as usize;
-            if let Some(cell) = page.cells.get(at) {
-                prefetch(cell.heap_hint());
-            }
+        if let Some(cell) = self.near_cell(series) {
+            cell.prefetch_points();
         }
+    }
+
+    /// Fourth: where a summary will count the value.
+    #[inline]
+    pub(super) fn prefetch_bin(&self, series: u32, value: f64) {
+        if let Some(cell) = self.near_cell(series) {
+            cell.prefetch_bin(value);
+        }
+    }
+
+    /// The series' cell, or a neighbour's where it has none: good enough for a hint.
+    #[inline]
+    fn near_cell(&self, series: u32) -> Option<&Cell> {
+        let page = self.pages.get((series / PAGE_SERIES) as usize)?;
+        page.cells.get((page.present & ((1 << (series % PAGE_SERIES)) - 1)).count_ones() as usize)
     }
 
     /// Directory and cells; not what cells hold beyond themselves.

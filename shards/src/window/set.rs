@@ -12,7 +12,10 @@
 //! Memory: a cell is 24 bytes and its first point lies inside it, which is all that most series need in 10 s. The
 //! second point allocates room for four entries of 16 bytes.
 
-use super::summary::{Aggregates, Summary};
+use super::{
+    prefetch::prefetch,
+    summary::{Aggregates, Summary},
+};
 
 /// Points kept one by one.
 pub const ENTRIES_MAX: usize = 64;
@@ -280,13 +283,21 @@ impl Cell {
         }
     }
 
-    /// The next thing that an insert will read, to be prefetched.
+    /// Asks for what an insert will read beyond the cell.
     #[inline]
-    pub(super) fn heap_hint(&self) -> *const u8 {
+    pub(super) fn prefetch_points(&self) {
         match &self.0 {
-            Form::One(entry) => (entry as *const Entry).cast(),
-            Form::Set(entries) => entries.as_ptr_range().end.cast(),
-            Form::Summary(summary) => (&raw const **summary).cast(),
+            Form::One(_) => {}
+            Form::Set(entries) => prefetch(entries.as_ptr_range().end),
+            Form::Summary(summary) => summary.prefetch(),
+        }
+    }
+
+    /// Asks for the count that an insert of this value into a summary will change.
+    #[inline]
+    pub(super) fn prefetch_bin(&self, value: f64) {
+        if let Form::Summary(summary) = &self.0 {
+            summary.prefetch_bin(value);
         }
     }
 }
