@@ -3,7 +3,6 @@
 use super::cache::Cache;
 use super::canonical;
 use super::client::{ClientEntry, ClientIndex};
-use super::prefetch::prefetch;
 use crate::point::{INLINE_BIT, SeriesId, SeriesResolver};
 use ahash::RandomState;
 use hashbrown::HashTable;
@@ -356,11 +355,7 @@ impl SeriesResolver for SeriesTable {
 
     #[inline]
     fn prefetch(&self, hash: u64) {
-        self.cache.prefetch(hash, |series| {
-            if let Some(hot) = self.hot.get(series as usize) {
-                prefetch(hot);
-            }
-        });
+        self.cache.prefetch(hash);
     }
 
     #[inline]
