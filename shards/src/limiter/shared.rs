@@ -216,6 +216,11 @@ fn identity(client: u64) -> u64 {
     (client >> 8).max(1)
 }
 
+/// Slots in the order in which they are searched. The start comes from bits that did not choose the group.
+fn probe(identity: u64) -> impl Iterator<Item = usize> {
+    (0..SLOTS).map(move |i| ((identity >> 40) as usize + i) % SLOTS)
+}
+
 enum Claim {
     Done { took_over: bool },
     Busy,
@@ -235,8 +240,7 @@ impl Group {
     /// A client's slot and the generation it holds it in. Probes from the client's own place, so that it is mostly found in
     /// the first cache line.
     fn find(&self, identity: u64) -> Option<(usize, u64)> {
-        for i in 0..SLOTS {
-            let slot = (identity as usize + i) % SLOTS;
+        for slot in probe(identity) {
             let key = self.keys[slot].load(Acquire);
             if key >> 8 == identity {
                 return Some((slot, key & 0xFF));
@@ -258,13 +262,12 @@ impl Group {
         if self.find(identity).is_some() {
             return Claim::Done { took_over: false }; // another shard was faster
         }
-        let probe = || (0..SLOTS).map(|i| (identity as usize + i) % SLOTS);
         // Empty slots first: a client that comes back then finds its own again.
-        if let Some(slot) = probe().find(|&slot| self.keys[slot].load(Relaxed) == 0) {
+        if let Some(slot) = probe(identity).find(|&slot| self.keys[slot].load(Relaxed) == 0) {
             self.keys[slot].store(identity << 8, Release);
             return Claim::Done { took_over: false };
         }
-        match probe().find(|&slot| self.take_over(slot, identity, now)) {
+        match probe(identity).find(|&slot| self.take_over(slot, identity, now)) {
             Some(_) => Claim::Done { took_over: true },
             None => Claim::Full,
         }

@@ -89,6 +89,9 @@ struct Cold {
 
 #[derive(Clone, Copy, Default)]
 struct ClientState {
+    /// Tells who has this index
+    entry_salt: u64,
+    /// Of its raw spans; changes when its share of the cache starts anew
     salt: u64,
     live: u32,
     overflowed: u64,
@@ -155,8 +158,9 @@ impl SeriesTable {
         let state = &mut self.clients[n];
         let current = &mut self.current;
         if current.client != client.index.0 || current.entry_salt != client.salt {
-            if state.salt == 0 {
-                state.salt = client.salt;
+            if state.entry_salt != client.salt {
+                // The index was given out again; the series of who had it before are all gone.
+                *state = ClientState { entry_salt: client.salt, salt: client.salt, live: state.live, ..Default::default() };
             }
             current.client = client.index.0;
             current.entry_salt = client.salt;
@@ -275,7 +279,7 @@ impl SeriesTable {
     pub fn live_of(&self, client: ClientIndex) -> usize {
         self.clients.get(client.0 as usize).map_or(0, |state| state.live as usize)
     }
-    /// Points of this client that a limit turned away, since its index was first given out
+    /// Points of this client that a limit turned away
     pub fn overflowed_of(&self, client: ClientIndex) -> u64 {
         self.clients.get(client.0 as usize).map_or(0, |state| state.overflowed)
     }
@@ -367,7 +371,10 @@ impl SeriesResolver for SeriesTable {
         match found {
             Some(series) => {
                 self.counters.cache_hits += 1;
-                self.hot[series as usize].last_seen_s = self.current.now_s;
+                let hot = &mut self.hot[series as usize];
+                if hot.last_seen_s < self.current.now_s {
+                    hot.last_seen_s = self.current.now_s; // once a second, not for every point: the line stays clean
+                }
                 Some(SeriesId(series))
             }
             None => {
