@@ -283,8 +283,8 @@ impl Group {
             seen[dimension] = old;
             if old >> 8 > now || times[slot].compare_exchange(old, next, AcqRel, Relaxed).is_err() {
                 // Active. Nobody else writes words of a generation that no key has: put them back as they were.
-                for undo in 0..dimension {
-                    self.times[undo][slot].store(seen[undo], Release);
+                for (times, old) in self.times.iter().zip(&seen[..dimension]) {
+                    times[slot].store(*old, Release);
                 }
                 return false;
             }

@@ -95,7 +95,10 @@ fn a_client_at_its_rate_is_never_refused_though_it_moves_between_shards() {
                 shards.iter_mut().for_each(|shard| shard.tick(now));
                 let shard = random.below(shard_count as u64) as usize;
                 let decision = shards[shard].admit(ClientHash(7), &limits, now);
-                assert!(admitted(decision), "request {n} at {rate}/s, burst {burst}, {shard_count} shards: {decision:?}");
+                assert!(
+                    admitted(decision),
+                    "request {n} at {rate}/s, burst {burst}, {shard_count} shards: {decision:?}"
+                );
             }
         }
     }
@@ -148,7 +151,10 @@ fn unused_leases_come_back_within_100_ms() {
     let Decision::Admit { .. } = shards[2].admit(ClientHash(9), &limits, S) else { panic!() };
     let level = |shards: &[Local]| {
         let limit = limits.points.as_ref().unwrap();
-        shards[0].shared.look(local::spread(ClientHash(9)), Dimension::Points, limit, limit.token_ticks, S / 8).available
+        shards[0]
+            .shared
+            .look(local::spread(ClientHash(9)), Dimension::Points, limit, limit.token_ticks, S / 8)
+            .available
     };
     let before = level(&shards);
     shards.iter_mut().for_each(|shard| shard.tick(S + 100 * MS));
@@ -163,7 +169,9 @@ fn a_second_of_debt_costs_a_second() {
     assert!(admitted(shards[0].admit(ClientHash(7), &limits, S)));
     shards[0].charge(ClientHash(7), &limits, 3000, 0, S);
     // The debt is seen by the other shard at once; 3000 points are paid after two seconds (1000 were in the bucket).
-    let Decision::Refuse(refusal) = shards[1].admit(ClientHash(7), &limits, S) else { panic!("3 s of points were sent") };
+    let Decision::Refuse(refusal) = shards[1].admit(ClientHash(7), &limits, S) else {
+        panic!("3 s of points were sent")
+    };
     assert_eq!((refusal.dimension, refusal.limit_per_s, refusal.remaining), (Dimension::Points, 1000, 0));
     assert_eq!((refusal.retry_after_ms, refusal.reset_ms), (2001, 3000));
     assert!(!admitted(shards[0].admit(ClientHash(7), &limits, S + 1990 * MS)));
@@ -209,10 +217,7 @@ fn a_rate_of_zero_refuses_all_and_none_refuses_nothing() {
         assert_eq!((refusal.limit_per_s, refusal.retry_after_ms), (0, 30_000));
     }
     for _ in 0..10_000 {
-        assert_eq!(
-            shard.admit(ClientHash(7), &ClientLimits::UNLIMITED, S),
-            Decision::Admit { remaining: u64::MAX }
-        );
+        assert_eq!(shard.admit(ClientHash(7), &ClientLimits::UNLIMITED, S), Decision::Admit { remaining: u64::MAX });
     }
     assert_eq!(shard.counters().shared_visits, 0);
 }
@@ -224,13 +229,8 @@ fn a_refusal_says_when_to_come_back() {
     for n in 0..100 {
         assert_eq!(shard.admit(ClientHash(7), &limits, S), Decision::Admit { remaining: 99 - n });
     }
-    let refusal = Refusal {
-        dimension: Dimension::Requests,
-        limit_per_s: 100,
-        remaining: 0,
-        retry_after_ms: 10,
-        reset_ms: 1000,
-    };
+    let refusal =
+        Refusal { dimension: Dimension::Requests, limit_per_s: 100, remaining: 0, retry_after_ms: 10, reset_ms: 1000 };
     assert_eq!(shard.admit(ClientHash(7), &limits, S), Decision::Refuse(refusal));
     let later = Refusal { retry_after_ms: 6, reset_ms: 996, ..refusal };
     assert_eq!(shard.admit(ClientHash(7), &limits, S + 4 * MS), Decision::Refuse(later), "from memory");

@@ -134,7 +134,8 @@ impl Generation {
     /// Half of the bytes for buckets, half for records: each can be used up however large the other has become, so a
     /// generation that was just cleared always has room.
     fn is_full(&self, bytes_max: usize, raw_len: usize) -> bool {
-        let buckets_full = self.used * 2 >= self.buckets.len() && 2 * self.buckets.len() * size_of::<Bucket>() > bytes_max / 2;
+        let buckets_full =
+            self.used * 2 >= self.buckets.len() && 2 * self.buckets.len() * size_of::<Bucket>() > bytes_max / 2;
         let chunk_full = self.chunk_used + (HEADER_BYTES + raw_len).next_multiple_of(UNIT) > CHUNK_BYTES;
         buckets_full || chunk_full && (self.chunks.len() + 1) * CHUNK_BYTES > bytes_max / 2
     }

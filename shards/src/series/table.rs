@@ -66,7 +66,7 @@ pub struct SeriesTable {
     hand: usize,
     clients: Vec<ClientState>,
     /// [0] = static tags; each set sorted, client tags merged over the static ones
-    tag_sets: Vec<Vec<(Box<[u8]>, Box<[u8]>)>>,
+    tag_sets: Vec<canonical::TagSet>,
     current: Current,
     counters: SeriesCounters,
 }
@@ -160,7 +160,8 @@ impl SeriesTable {
         if current.client != client.index.0 || current.entry_salt != client.salt {
             if state.entry_salt != client.salt {
                 // The index was given out again; the series of who had it before are all gone.
-                *state = ClientState { entry_salt: client.salt, salt: client.salt, live: state.live, ..Default::default() };
+                *state =
+                    ClientState { entry_salt: client.salt, salt: client.salt, live: state.live, ..Default::default() };
             }
             current.client = client.index.0;
             current.entry_salt = client.salt;

@@ -15,7 +15,12 @@ struct Bench {
 }
 
 fn bounds() -> SeriesBounds {
-    SeriesBounds { series_max: 1000, series_per_client_max: 100, cache_bytes_max: 1 << 20, cache_client_bytes_max: 1 << 18 }
+    SeriesBounds {
+        series_max: 1000,
+        series_per_client_max: 100,
+        cache_bytes_max: 1 << 20,
+        cache_client_bytes_max: 1 << 18,
+    }
 }
 
 impl Bench {
