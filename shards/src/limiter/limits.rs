@@ -59,7 +59,8 @@ impl Limit {
         // Rounded down, so that a client at exactly its rate is never refused over a fraction of a tick.
         let ticks_per_token = TICKS_PER_S as f64 / rate.max(1) as f64;
         let token_ticks = (ticks_per_token as u64).max(1);
-        let burst_ticks = ((burst as f64 * ticks_per_token) as u64).clamp(token_ticks, BURST_TICKS_MAX.max(token_ticks));
+        let burst_ticks =
+            ((burst as f64 * ticks_per_token) as u64).clamp(token_ticks, BURST_TICKS_MAX.max(token_ticks));
         let lease_ticks_min = LEASE_TICKS_MIN.min(burst_ticks / 64).max(token_ticks);
         Limit {
             rate_per_s: rate,

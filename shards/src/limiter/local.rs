@@ -21,7 +21,7 @@ const TICK_ENTRIES_MAX: usize = 1024;
 const NEVER_MS: u64 = 30_000;
 
 pub struct Local {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
     leases: HashTable<Lease>,
     /// Every entry of `leases` once, with the tick at which to look at it; in order of that tick
     due: VecDeque<(u64, u64)>,
@@ -261,7 +261,7 @@ impl Lease {
 }
 
 /// Spreads a client's hash over all bits (the finaliser of MurmurHash3, one to one), so that any source of hashes does.
-fn spread(client: ClientHash) -> u64 {
+pub(super) fn spread(client: ClientHash) -> u64 {
     let mut h = client.0;
     h = (h ^ (h >> 33)).wrapping_mul(0xFF51_AFD7_ED55_8CCD);
     h = (h ^ (h >> 33)).wrapping_mul(0xC4CE_B9FE_1A85_EC53);

@@ -216,6 +216,11 @@ fn identity(client: u64) -> u64 {
     (client >> 8).max(1)
 }
 
+/// Slots in the order in which they are searched. The start comes from bits that did not choose the group.
+fn probe(identity: u64) -> impl Iterator<Item = usize> {
+    (0..SLOTS).map(move |i| ((identity >> 40) as usize + i) % SLOTS)
+}
+
 enum Claim {
     Done { took_over: bool },
     Busy,
@@ -235,8 +240,7 @@ impl Group {
     /// A client's slot and the generation it holds it in. Probes from the client's own place, so that it is mostly found in
     /// the first cache line.
     fn find(&self, identity: u64) -> Option<(usize, u64)> {
-        for i in 0..SLOTS {
-            let slot = (identity as usize + i) % SLOTS;
+        for slot in probe(identity) {
             let key = self.keys[slot].load(Acquire);
             if key >> 8 == identity {
                 return Some((slot, key & 0xFF));
@@ -258,13 +262,12 @@ impl Group {
         if self.find(identity).is_some() {
             return Claim::Done { took_over: false }; // another shard was faster
         }
-        let probe = || (0..SLOTS).map(|i| (identity as usize + i) % SLOTS);
         // Empty slots first: a client that comes back then finds its own again.
-        if let Some(slot) = probe().find(|&slot| self.keys[slot].load(Relaxed) == 0) {
+        if let Some(slot) = probe(identity).find(|&slot| self.keys[slot].load(Relaxed) == 0) {
             self.keys[slot].store(identity << 8, Release);
             return Claim::Done { took_over: false };
         }
-        match probe().find(|&slot| self.take_over(slot, identity, now)) {
+        match probe(identity).find(|&slot| self.take_over(slot, identity, now)) {
             Some(_) => Claim::Done { took_over: true },
             None => Claim::Full,
         }
@@ -280,13 +283,103 @@ impl Group {
             seen[dimension] = old;
             if old >> 8 > now || times[slot].compare_exchange(old, next, AcqRel, Relaxed).is_err() {
                 // Active. Nobody else writes words of a generation that no key has: put them back as they were.
-                for undo in 0..dimension {
-                    self.times[undo][slot].store(seen[undo], Release);
+                for (times, old) in self.times.iter().zip(&seen[..dimension]) {
+                    times[slot].store(*old, Release);
                 }
                 return false;
             }
         }
         self.keys[slot].store(identity << 8 | next, Release);
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: u64 = 1 << 30;
+
+    /// One group, all of its slots taken by clients 1000.. that are idle at `NOW`.
+    fn full() -> Shared {
+        let shared = Shared::new(1);
+        for n in 0..SLOTS as u64 {
+            shared.charge((1000 + n) << 8, Dimension::Points, 5, NOW - 100);
+        }
+        shared
+    }
+
+    fn time(shared: &Shared, client: u64, dimension: Dimension) -> Option<u64> {
+        let group = shared.groups[0].get()?;
+        let (slot, generation) = group.find(identity(client))?;
+        let word = group.times[dimension as usize][slot].load(Acquire);
+        assert_eq!(word & 0xFF, generation);
+        Some(word >> 8)
+    }
+
+    #[test]
+    fn a_slot_taken_over_between_reading_and_writing_is_not_charged_to_its_new_owner() {
+        let shared = full();
+        let newcomers = 5000..5000 + SLOTS as u64;
+        let owner = 1007 << 8;
+        let mut runs = 0;
+        shared.update(owner, Dimension::Requests, NOW, |time, _| {
+            runs += 1;
+            if runs == 1 {
+                // Right now, everybody's slot goes to somebody else, who has debt of 1; but one, who has none.
+                newcomers.clone().skip(1).for_each(|n| shared.charge(n << 8, Dimension::Requests, 1, NOW));
+                shared.charge(newcomers.start << 8, Dimension::Requests, 0, NOW);
+            }
+            Some(time.max(NOW) + 77)
+        });
+        assert_eq!(runs, 2);
+        assert_eq!(time(&shared, owner, Dimension::Requests), Some(NOW + 77), "charged in the slot it then got");
+        for n in newcomers.skip(1) {
+            assert_eq!(time(&shared, n << 8, Dimension::Requests), Some(NOW + 1));
+        }
+    }
+
+    #[test]
+    fn a_slot_in_the_middle_of_a_take_over_is_left_alone() {
+        let shared = full();
+        let owner = 1007 << 8;
+        let group = shared.groups[0].get().expect("in use");
+        let (slot, generation) = group.find(identity(owner)).expect("has a slot");
+        // The claimant lost its core after it had moved the first word.
+        let word = &group.times[Dimension::Requests as usize][slot];
+        word.store(generation + 1, Release);
+        shared.charge(owner, Dimension::Requests, 77, NOW);
+        shared.give_back(owner, Dimension::Requests, 77);
+        assert_eq!(word.load(Acquire), generation + 1);
+        assert_eq!(shared.totals().overflows, 1);
+        assert_eq!(group.overflow[Dimension::Requests as usize].load(Acquire), NOW + 77);
+    }
+
+    #[test]
+    fn a_take_over_that_meets_debt_puts_everything_back() {
+        let shared = full();
+        let owner = 1007 << 8;
+        shared.charge(owner, Dimension::Bytes, 50, NOW); // the last dimension: two words are moved before it is seen
+        let group = shared.groups[0].get().expect("in use");
+        let (slot, _) = group.find(identity(owner)).expect("has a slot");
+        assert!(!group.take_over(slot, identity(9999 << 8), NOW));
+        assert_eq!(time(&shared, owner, Dimension::Points), Some(NOW - 95));
+        assert_eq!(time(&shared, owner, Dimension::Bytes), Some(NOW + 50));
+        assert!(group.take_over(slot, identity(9999 << 8), NOW + 50));
+        assert_eq!(time(&shared, 9999 << 8, Dimension::Bytes), Some(0), "a new owner begins with a full bucket");
+    }
+
+    #[test]
+    fn generations_wrap_around() {
+        let shared = full();
+        for turn in 0..1000u64 {
+            let now = NOW + turn * 10;
+            for n in 0..SLOTS as u64 {
+                let client = (100_000 + turn * 100 + n) << 8;
+                shared.charge(client, Dimension::Requests, 5, now);
+                assert_eq!(time(&shared, client, Dimension::Requests), Some(now + 5));
+            }
+        }
+        assert_eq!(shared.totals(), Totals { overflows: 0, takeovers: 32_000, ..shared.totals() });
     }
 }

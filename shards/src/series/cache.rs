@@ -61,17 +61,15 @@ impl Cache {
         Cache {
             young: Generation::default(),
             old: Generation::default(),
-            generation_bytes_max: (bytes_max / 2).max(2 * CHUNK_BYTES).min(u32::MAX as usize),
+            generation_bytes_max: (bytes_max / 2).clamp(4 * CHUNK_BYTES, u32::MAX as usize),
             recent: Default::default(),
             at: Cell::new(0),
         }
     }
 
-    /// Asks for the bucket of this hash, and for the record of one asked for a few calls ago; `series` is told the number
-    /// in that record's predecessor in time, so that its state can be asked for too.
+    /// Asks for the bucket of this hash, and for the record of one asked for a few calls ago, whose bucket has come by now.
     #[inline]
-    pub(super) fn prefetch(&self, hash: u64, series: impl Fn(u32)) {
-        let _ = &series;
+    pub(super) fn prefetch(&self, hash: u64) {
         self.young.prefetch_bucket(fold(hash));
         let at = self.at.get();
         let older = self.recent[at].replace(hash);
@@ -105,7 +103,7 @@ impl Cache {
             self.young.overwrite(place, series, incarnation);
             return 0;
         }
-        if self.young.bytes() >= self.generation_bytes_max {
+        if self.young.is_full(self.generation_bytes_max, raw.len()) {
             std::mem::swap(&mut self.young, &mut self.old);
             self.young.clear();
         }
@@ -131,6 +129,15 @@ fn fold(hash: u64) -> u32 {
 impl Generation {
     fn bytes(&self) -> usize {
         self.buckets.len() * size_of::<Bucket>() + self.chunks.len() * CHUNK_BYTES
+    }
+
+    /// Half of the bytes for buckets, half for records: each can be used up however large the other has become, so a
+    /// generation that was just cleared always has room.
+    fn is_full(&self, bytes_max: usize, raw_len: usize) -> bool {
+        let buckets_full =
+            self.used * 2 >= self.buckets.len() && 2 * self.buckets.len() * size_of::<Bucket>() > bytes_max / 2;
+        let chunk_full = self.chunk_used + (HEADER_BYTES + raw_len).next_multiple_of(UNIT) > CHUNK_BYTES;
+        buckets_full || chunk_full && (self.chunks.len() + 1) * CHUNK_BYTES > bytes_max / 2
     }
 
     fn clear(&mut self) {

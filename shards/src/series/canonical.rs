@@ -2,11 +2,13 @@
 
 use crate::point::series_key::{FIELD, PAIR};
 
+/// Key and value
+pub(super) type Tag = (Box<[u8]>, Box<[u8]>);
 /// Sorted by key, keys unique
-pub(super) type TagSet = Vec<(Box<[u8]>, Box<[u8]>)>;
+pub(super) type TagSet = Vec<Tag>;
 
 /// `tags` over `base`: the last of equal keys wins, empty keys and values are dropped.
-pub(super) fn tag_set(tags: &[(&str, &str)], base: &[(Box<[u8]>, Box<[u8]>)]) -> TagSet {
+pub(super) fn tag_set(tags: &[(&str, &str)], base: &[Tag]) -> TagSet {
     let mut set: TagSet = base.to_vec();
     for (key, value) in tags {
         set.retain(|(other, _)| **other != *key.as_bytes());
@@ -20,12 +22,7 @@ pub(super) fn tag_set(tags: &[(&str, &str)], base: &[(Box<[u8]>, Box<[u8]>)]) ->
 
 /// Appends `name (0xFF tagkey 0xFE tagvalue)*` to a key that already has its client. Leaves `tags` sorted, the last of equal
 /// keys only.
-pub(super) fn write(
-    out: &mut Vec<u8>,
-    name: &[u8],
-    tags: &mut Vec<(&[u8], &[u8])>,
-    defaults: &[(Box<[u8]>, Box<[u8]>)],
-) {
+pub(super) fn write(out: &mut Vec<u8>, name: &[u8], tags: &mut Vec<(&[u8], &[u8])>, defaults: &[Tag]) {
     out.extend_from_slice(name);
     if !tags.is_sorted_by(|a, b| a.0 < b.0) {
         tags.sort_by_key(|tag| tag.0); // stable: equal keys stay in order

@@ -14,6 +14,8 @@ mod canonical;
 mod client;
 mod prefetch;
 mod table;
+#[cfg(test)]
+mod tests;
 
 pub use client::{ClientEntry, ClientError, ClientIndex, ClientProfile, ClientTable};
 pub use table::{SeriesBounds, SeriesCounters, SeriesTable, TagSetId};

@@ -3,7 +3,6 @@
 use super::cache::Cache;
 use super::canonical;
 use super::client::{ClientEntry, ClientIndex};
-use super::prefetch::prefetch;
 use crate::point::{INLINE_BIT, SeriesId, SeriesResolver};
 use ahash::RandomState;
 use hashbrown::HashTable;
@@ -67,7 +66,7 @@ pub struct SeriesTable {
     hand: usize,
     clients: Vec<ClientState>,
     /// [0] = static tags; each set sorted, client tags merged over the static ones
-    tag_sets: Vec<Vec<(Box<[u8]>, Box<[u8]>)>>,
+    tag_sets: Vec<canonical::TagSet>,
     current: Current,
     counters: SeriesCounters,
 }
@@ -90,6 +89,9 @@ struct Cold {
 
 #[derive(Clone, Copy, Default)]
 struct ClientState {
+    /// Tells who has this index
+    entry_salt: u64,
+    /// Of its raw spans; changes when its share of the cache starts anew
     salt: u64,
     live: u32,
     overflowed: u64,
@@ -156,8 +158,10 @@ impl SeriesTable {
         let state = &mut self.clients[n];
         let current = &mut self.current;
         if current.client != client.index.0 || current.entry_salt != client.salt {
-            if state.salt == 0 {
-                state.salt = client.salt;
+            if state.entry_salt != client.salt {
+                // The index was given out again; the series of who had it before are all gone.
+                *state =
+                    ClientState { entry_salt: client.salt, salt: client.salt, live: state.live, ..Default::default() };
             }
             current.client = client.index.0;
             current.entry_salt = client.salt;
@@ -276,7 +280,7 @@ impl SeriesTable {
     pub fn live_of(&self, client: ClientIndex) -> usize {
         self.clients.get(client.0 as usize).map_or(0, |state| state.live as usize)
     }
-    /// Points of this client that a limit turned away, since its index was first given out
+    /// Points of this client that a limit turned away
     pub fn overflowed_of(&self, client: ClientIndex) -> u64 {
         self.clients.get(client.0 as usize).map_or(0, |state| state.overflowed)
     }
@@ -356,11 +360,7 @@ impl SeriesResolver for SeriesTable {
 
     #[inline]
     fn prefetch(&self, hash: u64) {
-        self.cache.prefetch(hash, |series| {
-            if let Some(hot) = self.hot.get(series as usize) {
-                prefetch(hot);
-            }
-        });
+        self.cache.prefetch(hash);
     }
 
     #[inline]
@@ -372,7 +372,10 @@ impl SeriesResolver for SeriesTable {
         match found {
             Some(series) => {
                 self.counters.cache_hits += 1;
-                self.hot[series as usize].last_seen_s = self.current.now_s;
+                let hot = &mut self.hot[series as usize];
+                if hot.last_seen_s < self.current.now_s {
+                    hot.last_seen_s = self.current.now_s; // once a second, not for every point: the line stays clean
+                }
                 Some(SeriesId(series))
             }
             None => {
