@@ -8,6 +8,7 @@ mod bins;
 mod prefetch;
 
 pub mod partial;
+pub mod protocol;
 pub mod set;
 pub mod sketch;
 pub mod sum;
