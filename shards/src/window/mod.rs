@@ -10,6 +10,7 @@ mod prefetch;
 
 pub mod fold;
 pub mod partial;
+pub mod protocol;
 pub mod set;
 pub mod sketch;
 pub mod sum;
