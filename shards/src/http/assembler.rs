@@ -42,8 +42,6 @@ pub struct Assembler {
     filled: usize,
     /// Since when the state lasts: what its deadline counts from
     since_ns: u64,
-    /// The head of the body under way was reported
-    head_told: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -107,7 +105,6 @@ impl Assembler {
             body: Vec::new(),
             filled: 0,
             since_ns: now_ns,
-            head_told: false,
         }
     }
 
@@ -160,7 +157,6 @@ impl Assembler {
             }
             // What the last request left behind goes when the next one begins.
             self.filled = 0;
-            self.head_told = false;
             self.head_end = HeadEnd::default();
             self.give_back(bounds.body_keep_bytes);
             if matches!(self.state, State::Idle) {
@@ -271,8 +267,7 @@ impl Assembler {
         }
     }
 
-    fn tell_head(&mut self, input: &[u8], at: usize) -> Step {
-        self.head_told = true;
+    fn tell_head(&self, input: &[u8], at: usize) -> Step {
         // Who already sends its body does not wait (RFC 9110 10.1.1).
         Step::Head { consumed: at, send_continue: self.head.expect_continue() && at == input.len() }
     }

@@ -20,6 +20,9 @@ pub mod reply_influx;
 pub mod route;
 pub mod target;
 
+#[cfg(test)]
+mod table_test;
+
 pub use assembler::{Assembler, Body, Expiry, Step};
 pub use body::Inflater;
 pub use head::{Head, Method};
