@@ -40,6 +40,8 @@ pub struct Assembler {
     /// Initialised to its length, so that it can be received into; only `filled` bytes are the body's
     body: Vec<u8>,
     filled: usize,
+    /// `head` is that of the request under way, or of the last one told of
+    head_read: bool,
     /// Since when the state lasts: what its deadline counts from
     since_ns: u64,
 }
@@ -105,12 +107,18 @@ impl Assembler {
             body: Vec::new(),
             filled: 0,
             since_ns: now_ns,
+            head_read: false,
         }
     }
 
     /// The head of the request that [`Step::Head`] or [`Step::Request`] last told of.
     pub fn head(&self) -> &Head {
         &self.head
+    }
+
+    /// The head that a refusal or a timeout concerns, when it got that far: tells the route, and so the reply's dialect.
+    pub fn refused_head(&self) -> Option<&Head> {
+        self.head_read.then_some(&self.head)
     }
 
     /// The raw body that [`Step::Request`] told of; `input` is what was pushed for it.
@@ -150,6 +158,7 @@ impl Assembler {
     }
 
     fn take_head(&mut self, input: &[u8], now_ns: u64, bounds: &Bounds) -> Result<Step, Refusal> {
+        self.head_read = false;
         if self.partial.is_empty() {
             let start = self.skip_empty_lines(input)?;
             if start == input.len() {
@@ -237,6 +246,7 @@ impl Assembler {
     /// The head is parsed and ended at `at`.
     fn begin_body(&mut self, input: &[u8], at: usize, now_ns: u64, bounds: &Bounds) -> Result<Step, Refusal> {
         self.empty_lines = 0;
+        self.head_read = true;
         self.since_ns = now_ns;
         match self.head.framing() {
             Framing::Length(length) => {

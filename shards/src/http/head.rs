@@ -32,6 +32,9 @@ pub enum Framing {
     Chunked,
 }
 
+/// Longest `X-Request-Id` that is echoed.
+pub const REQUEST_ID_BYTES_MAX: usize = 128;
+
 /// A parsed request head. See the accessors.
 #[derive(Debug, Default)]
 pub struct Head {
@@ -127,7 +130,7 @@ impl Head {
     /// `X-Request-Id`, only when it is fit to be echoed and logged: 1 to 128 visible ASCII characters.
     pub fn request_id(&self) -> Option<&[u8]> {
         let id = self.at(self.fields.request_id?);
-        (!id.is_empty() && id.len() <= 128 && id.iter().all(u8::is_ascii_graphic)).then_some(id)
+        (!id.is_empty() && id.len() <= REQUEST_ID_BYTES_MAX && id.iter().all(u8::is_ascii_graphic)).then_some(id)
     }
     /// W3C trace context as sent, when it has the shape `00-32 hex-16 hex-2 hex`.
     pub fn traceparent(&self) -> Option<&[u8]> {

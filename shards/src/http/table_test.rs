@@ -215,6 +215,20 @@ fn a_waiting_client_is_told_to_go_on_only_while_it_waits() {
 }
 
 #[test]
+fn a_refusal_tells_the_head_it_concerns() {
+    let mut assembler = Assembler::new(0);
+    let first = b"GET /first HTTP/1.1\r\nHost: h\r\n\r\n";
+    assembler.push(first, 0, &bounds());
+    let large = b"POST /large HTTP/1.1\r\nHost: h\r\nContent-Length: 9999\r\n\r\n";
+    assert!(matches!(assembler.push(large, 0, &bounds()), Step::Refuse(_)));
+    assert_eq!(assembler.refused_head().map(|head| head.path()), Some("/large"));
+    let mut assembler = Assembler::new(0);
+    assembler.push(first, 0, &bounds());
+    assert!(matches!(assembler.push(b"GET /bad HTTP/1.1\r\n\r\n", 0, &bounds()), Step::Refuse(_)));
+    assert!(assembler.refused_head().is_none());
+}
+
+#[test]
 fn what_follows_a_refusal_is_drained_to_a_bound() {
     let bounds = bounds();
     let mut assembler = Assembler::new(0);
