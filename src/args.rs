@@ -104,7 +104,7 @@ Examples:
     /// Print the complete configuration, every key explained
     ///
     /// The output is a configuration file: every key at its effective value, with its effect, default and bounds.
-    /// Tokens are shown as \"<hidden>\", which is refused when read back; token_file avoids that.
+    /// Tokens are shown as "<hidden>", which is refused when read back; token_file avoids that.
     #[command(after_help = "\
 Examples:
   metricstream config > metricstream.toml                       a first file, all defaults
@@ -134,7 +134,9 @@ pub struct RunArgs {
     /// Serving threads, one core each; 0: one fewer than cores [node.shards]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=1024))]
     pub shards: Option<u32>,
-    /// IP address and port for clients; may be repeated. Replaces all listeners, with the settings of the first [listen]
+    /// IP address and port for clients; may be repeated [listen]
+    ///
+    /// Replaces all listeners of the configuration by one with these addresses and the settings of the first.
     #[arg(long, value_name = "ADDR", value_parser = parse_address)]
     pub listen: Vec<SocketAddr>,
     /// IP address and port for operators [admin.listen]
@@ -184,7 +186,7 @@ pub struct LogArgs {
     /// Data directory [configuration: node.data_dir]
     #[arg(long, value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
-    /// Only this log: a shard's number, or \"aggregate\"
+    /// Only this log: a shard's number, or "aggregate"
     #[arg(long, value_name = "N|aggregate")]
     pub shard: Option<LogName>,
     /// Only records received at or after this time: RFC 3339 with an offset, or Unix milliseconds

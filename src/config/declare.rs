@@ -102,7 +102,7 @@ pub fn nearest<'a>(name: &str, known: &[&'a str]) -> Option<&'a str> {
 /// Text of the file being printed.
 pub struct Printer {
     pub text: String,
-    /// Everything is commented out: it shows what could be written, and changes nothing.
+    /// Keys are marked with a `#` (words with `# `): they show what could be written, and change nothing.
     pub commented: bool,
 }
 
@@ -116,13 +116,13 @@ impl Printer {
         self.text.push('#');
         if !line.is_empty() {
             self.text.push(' ');
-            self.text.push_str(line.trim());
+            self.text.push_str(line.trim_end());
         }
         self.text.push('\n');
     }
     pub fn line(&mut self, line: &str) {
         if self.commented {
-            self.text.push_str("# ");
+            self.text.push('#');
         }
         self.text.push_str(line);
         self.text.push('\n');
@@ -139,14 +139,15 @@ impl Printer {
     ) {
         self.blank();
         for line in doc {
-            self.comment(line);
+            self.comment(line.trim());
         }
         for (name, meaning) in T::choices() {
             self.comment(&format!("  \"{name}\": {meaning}"));
         }
-        let mut facts = match default.print().filter(|text| text != "\"\"" || like.is_none()) {
+        let mut facts = match default.print() {
+            Some(text) if text == "\"\"" && like.is_some() => "Must be set".to_owned(),
             Some(text) => format!("Default {text}"),
-            None => "No default".to_owned(),
+            None => "Not set by default".to_owned(),
         };
         if let Some((low, high)) = bounds {
             _ = write!(facts, "; from {low} to {high}");
@@ -156,8 +157,8 @@ impl Printer {
         let shown = if self.commented { like.as_ref().unwrap_or(value) } else { value };
         match (shown.print(), like.as_ref().and_then(T::print)) {
             (Some(text), _) => self.line(&format!("{key} = {text}")),
-            (None, Some(example)) => self.comment(&format!("{key} = {example}")),
-            (None, None) => self.comment(&format!("{key} =")),
+            (None, Some(example)) => self.text.push_str(&format!("#{key} = {example}\n")),
+            (None, None) => self.text.push_str(&format!("#{key} =\n")),
         }
     }
 }
@@ -215,7 +216,7 @@ impl<S: Section> Part for S {
     }
     fn print_part(&self, name: &str, _: &[&str], out: &mut Printer) {
         out.blank();
-        S::doc().iter().for_each(|line| out.comment(line));
+        S::doc().iter().for_each(|line| out.comment(line.trim()));
         out.line(&format!("[{name}]"));
         self.print_keys(out);
     }
@@ -235,7 +236,7 @@ impl<S: Section> Part for Vec<S> {
     }
     fn print_part(&self, name: &str, _: &[&str], out: &mut Printer) {
         out.blank();
-        S::doc().iter().for_each(|line| out.comment(line));
+        S::doc().iter().for_each(|line| out.comment(line.trim()));
         if self.is_empty() {
             out.comment("None is configured. One looks like this:");
             out.commented = true;
@@ -259,7 +260,7 @@ impl Part for BTreeMap<String, String> {
     }
     fn print_part(&self, name: &str, doc: &[&str], out: &mut Printer) {
         out.blank();
-        doc.iter().for_each(|line| out.comment(line));
+        doc.iter().for_each(|line| out.comment(line.trim()));
         out.line(&format!("[{name}]"));
         for (key, value) in self {
             out.line(&format!("{} = {}", super::value::quote_key(key), super::value::quote(value)));
