@@ -224,6 +224,17 @@ requests_per_s = 5
 }
 
 #[test]
+fn a_key_in_the_wrong_section_is_told_its_home() {
+    for (text, message) in [
+        ("[node]\nretention = \"1 h\"", "line 2: node.retention: unknown key here; it belongs to [log]"),
+        ("data_dir = \"x\"", "line 1: data_dir: unknown key here; it belongs to [node]"),
+        ("[http]\ncolour = 1", "line 2: http.colour: unknown key; known here: head_timeout, idle_timeout, "),
+    ] {
+        assert!(problems(text)[0].starts_with(message), "{text}: {:?}", problems(text));
+    }
+}
+
+#[test]
 fn values_of_the_wrong_kind_are_refused_with_what_was_meant() {
     for (text, message) in [
         ("[node]\nshards = \"4\"", "a text where a whole number is meant"),
