@@ -11,7 +11,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// Every shard needs one segment to write, one that is flushed and may be recycled, and its spares.
+/// Every log needs one segment to write, one that is flushed and may be recycled, and its spares.
 const SEGMENTS_IN_USE: u64 = 2;
 const NAME_BYTES_MAX: usize = 256;
 /// The series that takes in what is over the limit of live series; no rule may make it.
@@ -48,11 +48,13 @@ impl Config {
             }
             let prefix = &listen.path_prefix;
             let plain = |b: u8| b.is_ascii_alphanumeric() || b"/-_.~".contains(&b);
-            if !prefix.is_empty() && !(prefix.starts_with('/') && !prefix.ends_with('/') && prefix.bytes().all(plain)) {
+            let usable = prefix.starts_with('/') && !prefix.ends_with('/') && prefix.bytes().all(plain);
+            if !usable && !prefix.is_empty() {
                 wrong(
                     format!("listen[{n}].path_prefix"),
                     format!(
-                        "\"{}\" begins with \"/\", does not end with it, and holds only letters, digits and / - _ . ~, or is empty: this does not",
+                        "\"{}\" cannot be used: a prefix is empty, or begins with \"/\", does not end with it, \
+                         and holds only letters, digits and / - _ . ~",
                         prefix.escape_debug()
                     ),
                 );
@@ -129,18 +131,6 @@ impl Config {
                 ),
             );
         }
-        if http.connections_per_address_max > http.connections_max {
-            wrong(
-                "http.connections_per_address_max".into(),
-                format!("{} is more than connections_max ({})", http.connections_per_address_max, http.connections_max),
-            );
-        }
-        if self.series.per_client_max > self.series.total_max {
-            wrong(
-                "series.per_client_max".into(),
-                format!("{} is more than total_max ({})", self.series.per_client_max, self.series.total_max),
-            );
-        }
         if self.series.idle_after <= self.windows.horizon {
             wrong(
                 "series.idle_after".into(),
@@ -155,32 +145,18 @@ impl Config {
 
     fn validate_log(&self, wrong: &mut impl FnMut(String, String)) {
         let log = &self.log;
-        let shards = u64::from(self.node.shards.max(1));
         let segments = SEGMENTS_IN_USE + u64::from(log.spare_segments);
-        let least = log.segment_bytes.bytes().saturating_mul(segments).saturating_mul(shards);
-        if log.bytes_max.bytes() < least {
-            wrong(
-                "log.bytes_max".into(),
-                format!(
-                    "{} is too little: {shards} shard(s) with {segments} segments of {} each ({SEGMENTS_IN_USE} in use, {} spare) need {}",
-                    log.bytes_max,
-                    log.segment_bytes,
-                    log.spare_segments,
-                    ByteSize(least)
-                ),
-            );
-        }
-        let least = log.segment_bytes.bytes().saturating_mul(segments);
-        if log.aggregate_bytes_max.bytes() < least {
-            wrong(
-                "log.aggregate_bytes_max".into(),
-                format!(
-                    "{} is too little: {segments} segments of {} need {}",
-                    log.aggregate_bytes_max,
-                    log.segment_bytes,
-                    ByteSize(least)
-                ),
-            );
+        let least = ByteSize(log.segment_bytes.bytes().saturating_mul(segments));
+        for (key, bytes_max) in [("bytes_max", log.bytes_max), ("aggregate_bytes_max", log.aggregate_bytes_max)] {
+            if bytes_max < least {
+                wrong(
+                    format!("log.{key}"),
+                    format!(
+                        "{bytes_max} is too little: {segments} segments of {} ({SEGMENTS_IN_USE} in use, {} spare) need {least}",
+                        log.segment_bytes, log.spare_segments
+                    ),
+                );
+            }
         }
         let rebuild = self.windows.horizon + self.windows.future_bound;
         if log.retention < rebuild {
@@ -190,6 +166,16 @@ impl Config {
                     "{} is less than windows.horizon + windows.future_bound ({}): windows could not be rebuilt after a restart",
                     format_duration(log.retention),
                     format_duration(rebuild)
+                ),
+            );
+        }
+        if log.aggregate_retention < self.windows.horizon {
+            wrong(
+                "log.aggregate_retention".into(),
+                format!(
+                    "{} is less than windows.horizon ({}): a window could be revised after it is gone",
+                    format_duration(log.aggregate_retention),
+                    format_duration(self.windows.horizon)
                 ),
             );
         }

@@ -31,6 +31,10 @@ pub trait Section: Sized + Default {
 
 /// What may stand at the top of the file: a table, a list of tables, a table of free keys.
 pub trait Part: Sized {
+    /// Its keys, where they are declared ones.
+    fn part_keys() -> &'static [&'static str] {
+        &[]
+    }
     fn read_part(value: &Spanned<DeValue<'_>>, at: &mut At<'_>) -> Option<Self>;
     fn print_part(&self, name: &str, doc: &[&str], out: &mut Printer);
 }
@@ -39,6 +43,8 @@ pub trait Part: Sized {
 pub struct At<'a> {
     path: String,
     line_starts: &'a [usize],
+    /// Every part with its keys, to name the home of a key that stands in the wrong one.
+    pub parts: Vec<(&'static str, &'static [&'static str])>,
     pub problems: Vec<Problem>,
     /// Line of every key that was read, for problems that are only seen across keys.
     pub lines: HashMap<String, usize>,
@@ -48,7 +54,14 @@ pub struct At<'a> {
 
 impl<'a> At<'a> {
     pub fn new(line_starts: &'a [usize]) -> At<'a> {
-        At { path: String::new(), line_starts, problems: Vec::new(), lines: HashMap::new(), unread: false }
+        At {
+            path: String::new(),
+            line_starts,
+            parts: Vec::new(),
+            problems: Vec::new(),
+            lines: HashMap::new(),
+            unread: false,
+        }
     }
 
     pub fn line(&self, span: &Range<usize>) -> usize {
@@ -77,9 +90,11 @@ impl<'a> At<'a> {
     pub fn unknown_key(&mut self, key: &Spanned<std::borrow::Cow<'_, str>>, known: &[&str]) {
         let name = key.get_ref().as_ref();
         let mut message = "unknown key".to_owned();
-        match nearest(name, known) {
-            Some(near) => _ = write!(message, "; did you mean `{near}`?"),
-            None => _ = write!(message, "; known here: {}", known.join(", ")),
+        let home = self.parts.iter().find(|(_, keys)| keys.contains(&name));
+        match (nearest(name, known), home) {
+            (_, Some((part, _))) => _ = write!(message, " here; it belongs to [{part}]"),
+            (Some(near), None) => _ = write!(message, "; did you mean `{near}`?"),
+            (None, None) => _ = write!(message, "; known here: {}", known.join(", ")),
         }
         let line = self.line(&key.span());
         let path = if self.path.is_empty() { name.to_owned() } else { format!("{}.{name}", self.path) };
@@ -102,7 +117,7 @@ pub fn nearest<'a>(name: &str, known: &[&'a str]) -> Option<&'a str> {
 /// Text of the file being printed.
 pub struct Printer {
     pub text: String,
-    /// Everything is commented out: it shows what could be written, and changes nothing.
+    /// Keys are marked with a `#` (words with `# `): they show what could be written, and change nothing.
     pub commented: bool,
 }
 
@@ -116,13 +131,13 @@ impl Printer {
         self.text.push('#');
         if !line.is_empty() {
             self.text.push(' ');
-            self.text.push_str(line.trim());
+            self.text.push_str(line.trim_end());
         }
         self.text.push('\n');
     }
     pub fn line(&mut self, line: &str) {
         if self.commented {
-            self.text.push_str("# ");
+            self.text.push('#');
         }
         self.text.push_str(line);
         self.text.push('\n');
@@ -139,14 +154,15 @@ impl Printer {
     ) {
         self.blank();
         for line in doc {
-            self.comment(line);
+            self.comment(line.trim());
         }
         for (name, meaning) in T::choices() {
             self.comment(&format!("  \"{name}\": {meaning}"));
         }
-        let mut facts = match default.print().filter(|text| text != "\"\"" || like.is_none()) {
+        let mut facts = match default.print() {
+            Some(text) if text == "\"\"" && like.is_some() => "Must be set".to_owned(),
             Some(text) => format!("Default {text}"),
-            None => "No default".to_owned(),
+            None => "Not set by default".to_owned(),
         };
         if let Some((low, high)) = bounds {
             _ = write!(facts, "; from {low} to {high}");
@@ -156,8 +172,8 @@ impl Printer {
         let shown = if self.commented { like.as_ref().unwrap_or(value) } else { value };
         match (shown.print(), like.as_ref().and_then(T::print)) {
             (Some(text), _) => self.line(&format!("{key} = {text}")),
-            (None, Some(example)) => self.comment(&format!("{key} = {example}")),
-            (None, None) => self.comment(&format!("{key} =")),
+            (None, Some(example)) => self.text.push_str(&format!("#{key} = {example}\n")),
+            (None, None) => self.text.push_str(&format!("#{key} =\n")),
         }
     }
 }
@@ -206,6 +222,9 @@ pub fn refuse_unknown(table: &DeTable<'_>, known: &[&str], at: &mut At<'_>) {
 }
 
 impl<S: Section> Part for S {
+    fn part_keys() -> &'static [&'static str] {
+        S::keys()
+    }
     fn read_part(value: &Spanned<DeValue<'_>>, at: &mut At<'_>) -> Option<Self> {
         let Some(table) = value.get_ref().as_table() else {
             at.refuse(&value.span(), "this is a section: write its name in brackets on a line of its own");
@@ -215,13 +234,16 @@ impl<S: Section> Part for S {
     }
     fn print_part(&self, name: &str, _: &[&str], out: &mut Printer) {
         out.blank();
-        S::doc().iter().for_each(|line| out.comment(line));
+        S::doc().iter().for_each(|line| out.comment(line.trim()));
         out.line(&format!("[{name}]"));
         self.print_keys(out);
     }
 }
 
 impl<S: Section> Part for Vec<S> {
+    fn part_keys() -> &'static [&'static str] {
+        S::keys()
+    }
     fn read_part(value: &Spanned<DeValue<'_>>, at: &mut At<'_>) -> Option<Self> {
         let Some(items) = value.get_ref().as_array() else {
             at.refuse(&value.span(), "there may be several of these: write the name in double brackets, `[[..]]`");
@@ -235,7 +257,7 @@ impl<S: Section> Part for Vec<S> {
     }
     fn print_part(&self, name: &str, _: &[&str], out: &mut Printer) {
         out.blank();
-        S::doc().iter().for_each(|line| out.comment(line));
+        S::doc().iter().for_each(|line| out.comment(line.trim()));
         if self.is_empty() {
             out.comment("None is configured. One looks like this:");
             out.commented = true;
@@ -259,7 +281,7 @@ impl Part for BTreeMap<String, String> {
     }
     fn print_part(&self, name: &str, doc: &[&str], out: &mut Printer) {
         out.blank();
-        doc.iter().for_each(|line| out.comment(line));
+        doc.iter().for_each(|line| out.comment(line.trim()));
         out.line(&format!("[{name}]"));
         for (key, value) in self {
             out.line(&format!("{} = {}", super::value::quote_key(key), super::value::quote(value)));
@@ -389,6 +411,7 @@ macro_rules! config {
             pub(super) fn read(table: &toml::de::DeTable<'_>, at: &mut $crate::config::declare::At<'_>) -> $name {
                 use $crate::config::declare as d;
                 let mut config = $name::default();
+                at.parts = vec![$((stringify!($part), <$type as d::Part>::part_keys())),+];
                 d::refuse_unknown(table, &[$(stringify!($part)),+], at);
                 $(
                     if let Some(value) = d::find(table, stringify!($part)) {

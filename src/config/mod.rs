@@ -74,7 +74,7 @@ impl Config {
                 .collect();
             return Err(Problems { source: source.to_owned(), list });
         }
-        let config = Config::read(table.get_ref(), &mut at);
+        let mut config = Config::read(table.get_ref(), &mut at);
         // Judged across keys only when every value was read: a default in place of one would be blamed on others.
         if !at.unread {
             for mut problem in config.validate() {
@@ -83,6 +83,7 @@ impl Config {
             }
         }
         if at.problems.is_empty() {
+            config.windows.windows.sort();
             return Ok(config);
         }
         at.problems.sort_by_key(|problem| problem.line.unwrap_or(0));
@@ -125,7 +126,7 @@ impl Config {
         for line in [
             "MetricStream: the complete configuration. Every key is optional; what is left out has its default.",
             "Sizes and durations carry their unit: \"64 MiB\", \"1 GB\", \"250 ms\", \"10 s\", \"5 min\", \"2 h\", \"7 d\".",
-            "Rates are a second. `metricstream check` judges a changed file.",
+            "Rates are a second. `#key = ..` shows a key that is not set. `metricstream check` judges a changed file.",
         ] {
             out.comment(line);
         }

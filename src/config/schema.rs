@@ -188,7 +188,8 @@ section! {
         /// Open connections, over all listeners and shards; more are closed when they are accepted. Needs as many file
         /// descriptors (LimitNOFILE).
         connections_max: u32 = 16_384, in 1, 1_000_000;
-        /// Open connections from one source address. Raise it where many senders share one, as behind a proxy.
+        /// Open connections from one source address; connections_max holds in any case. Raise it where many senders share
+        /// one address, as behind a proxy; lower it where none should take half of all.
         connections_per_address_max: u32 = 8_192, in 1, 1_000_000;
         /// Bytes received on one connection and not yet served, a body being read aside; at the bound no more is read
         /// until answers have left. One client that pipelines cannot take the buffers of the others.
@@ -301,10 +302,10 @@ section! {
         /// Size of one segment file, filled with zeros ahead of its use. Larger ones mean fewer files and coarser
         /// recycling.
         segment_bytes: ByteSize = ByteSize::mib(64), in ByteSize::mib(1), ByteSize::gib(1);
-        /// Disk for the logs of all shards together, the spare segments included. At the bound, when_full decides. Set
-        /// it to what the disk can give: it is how long a sink may be down.
-        bytes_max: ByteSize = ByteSize::gib(8), in ByteSize::mib(8), ByteSize::tib(1024);
-        /// Disk for the aggregate log (closed windows).
+        /// Disk for the log of one shard, its spare segments included; all shards together take that many times this. At
+        /// the bound, when_full decides. Set it to what the disk can give: it is how long a sink may be down.
+        bytes_max: ByteSize = ByteSize::gib(4), in ByteSize::mib(4), ByteSize::tib(1024);
+        /// Disk for the aggregate log (closed windows), one a process.
         aggregate_bytes_max: ByteSize = ByteSize::gib(2), in ByteSize::mib(4), ByteSize::tib(1024);
         /// Age at which a record that all sinks have, and that no window can need, is recycled.
         retention: Duration = s(24 * 3600), in s(60), s(3650 * 86_400);
@@ -328,7 +329,7 @@ section! {
 section! {
     /// How many series may be alive. Points of further ones are kept, but aggregated as `__overflow__`.
     Series {
-        /// Of one client.
+        /// Of one client; total_max holds in any case. Raise it for a client that speaks for many hosts.
         per_client_max: u32 = 100_000, in 1, 100_000_000;
         /// Of all clients, divided among the shards. Needs memory: README has the figure for a million.
         total_max: u32 = 1_000_000, in 1, 100_000_000;
@@ -343,7 +344,8 @@ section! {
         /// The smallest window, in which points are told apart; every other window is made of it. Windows on disk are
         /// made with one base: change it on an empty data directory.
         base: Duration = s(10), in s(1), s(15);
-        /// The windows that are closed and stored, each a whole multiple of the base.
+        /// The windows that are closed and stored, each a whole multiple of the base. Add longer ones for dashboards; the
+        /// longest sets the least horizon.
         windows: Vec<Duration> = vec![s(10), s(60)];
         /// How long after its end a window is closed: longer than the senders' flush interval and their clock error.
         /// More means later windows, less means more revisions.

@@ -127,7 +127,8 @@ fn run(folder: &str, cases_min: usize, decode: impl Fn(&Case, &mut MemorySeries)
         let text = std::fs::read_to_string(&file).unwrap();
         let mut rewritten = String::new();
         for case in text.split("\n\n").filter(|case| !case.trim().is_empty()).map(parse_case) {
-            let mut series = MemorySeries { series_max: case.series_max, ..MemorySeries::default() };
+            let mut series = MemorySeries::default();
+            series.series_max = case.series_max;
             let found = render(decode(&case, &mut series));
             if !write {
                 assert_eq!(found, case.expected, "{}: {}", file.display(), case.head);

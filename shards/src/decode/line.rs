@@ -120,7 +120,7 @@ impl LineDecoder {
         let timestamp_ns = value.ok_or(Fault::BadTimestamp).and_then(|value| time::from_integer(value, unit));
         let timestamp_ns = timestamp_ns.map_err(|fault| Stop::after_fields(fault, at))?;
         at += len;
-        if !matches!(body.get(at), None | Some(b' ' | b'\r' | b'\n')) {
+        if body.get(at) != Some(&b' ') && end_after(body, at).is_none() {
             return Err(Stop::after_fields(Fault::BadTimestamp, at));
         }
         at = skip_spaces(body, at);

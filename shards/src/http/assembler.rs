@@ -40,10 +40,10 @@ pub struct Assembler {
     /// Initialised to its length, so that it can be received into; only `filled` bytes are the body's
     body: Vec<u8>,
     filled: usize,
+    /// `head` is that of the request under way, or of the last one told of
+    head_read: bool,
     /// Since when the state lasts: what its deadline counts from
     since_ns: u64,
-    /// The head of the body under way was reported
-    head_told: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -107,13 +107,18 @@ impl Assembler {
             body: Vec::new(),
             filled: 0,
             since_ns: now_ns,
-            head_told: false,
+            head_read: false,
         }
     }
 
     /// The head of the request that [`Step::Head`] or [`Step::Request`] last told of.
     pub fn head(&self) -> &Head {
         &self.head
+    }
+
+    /// The head that a refusal or a timeout concerns, when it got that far: tells the route, and so the reply's dialect.
+    pub fn refused_head(&self) -> Option<&Head> {
+        self.head_read.then_some(&self.head)
     }
 
     /// The raw body that [`Step::Request`] told of; `input` is what was pushed for it.
@@ -153,6 +158,7 @@ impl Assembler {
     }
 
     fn take_head(&mut self, input: &[u8], now_ns: u64, bounds: &Bounds) -> Result<Step, Refusal> {
+        self.head_read = false;
         if self.partial.is_empty() {
             let start = self.skip_empty_lines(input)?;
             if start == input.len() {
@@ -160,7 +166,6 @@ impl Assembler {
             }
             // What the last request left behind goes when the next one begins.
             self.filled = 0;
-            self.head_told = false;
             self.head_end = HeadEnd::default();
             self.give_back(bounds.body_keep_bytes);
             if matches!(self.state, State::Idle) {
@@ -241,6 +246,7 @@ impl Assembler {
     /// The head is parsed and ended at `at`.
     fn begin_body(&mut self, input: &[u8], at: usize, now_ns: u64, bounds: &Bounds) -> Result<Step, Refusal> {
         self.empty_lines = 0;
+        self.head_read = true;
         self.since_ns = now_ns;
         match self.head.framing() {
             Framing::Length(length) => {
@@ -271,8 +277,7 @@ impl Assembler {
         }
     }
 
-    fn tell_head(&mut self, input: &[u8], at: usize) -> Step {
-        self.head_told = true;
+    fn tell_head(&self, input: &[u8], at: usize) -> Step {
         // Who already sends its body does not wait (RFC 9110 10.1.1).
         Step::Head { consumed: at, send_continue: self.head.expect_continue() && at == input.len() }
     }

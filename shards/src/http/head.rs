@@ -32,8 +32,11 @@ pub enum Framing {
     Chunked,
 }
 
+/// Longest `X-Request-Id` that is echoed.
+pub const REQUEST_ID_BYTES_MAX: usize = 128;
+
 /// A parsed request head. See the accessors.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Head {
     raw: Vec<u8>,
     path: Vec<u8>,
@@ -83,12 +86,6 @@ impl Default for Fields {
     }
 }
 
-impl Default for Head {
-    fn default() -> Head {
-        Head { raw: Vec::new(), path: Vec::new(), scratch: Vec::new(), fields: Fields::default() }
-    }
-}
-
 impl Head {
     pub fn method(&self) -> Method {
         self.fields.method
@@ -133,7 +130,7 @@ impl Head {
     /// `X-Request-Id`, only when it is fit to be echoed and logged: 1 to 128 visible ASCII characters.
     pub fn request_id(&self) -> Option<&[u8]> {
         let id = self.at(self.fields.request_id?);
-        (!id.is_empty() && id.len() <= 128 && id.iter().all(u8::is_ascii_graphic)).then_some(id)
+        (!id.is_empty() && id.len() <= REQUEST_ID_BYTES_MAX && id.iter().all(u8::is_ascii_graphic)).then_some(id)
     }
     /// W3C trace context as sent, when it has the shape `00-32 hex-16 hex-2 hex`.
     pub fn traceparent(&self) -> Option<&[u8]> {
@@ -210,17 +207,8 @@ fn of_syntax(error: httparse::Error, raw: &[u8]) -> Refusal {
         httparse::Error::TooManyHeaders => {
             Refusal::with(431, "too_many_headers", "the request has more than 64 header fields")
         }
-        httparse::Error::Version => {
-            let line = &raw[..memchr::memchr(b'\r', raw).unwrap_or(raw.len())];
-            let version = line.rsplit(|b| *b == b' ').next().unwrap_or(b"");
-            match version {
-                [b'H', b'T', b'T', b'P', b'/', major, b'.', minor]
-                    if major.is_ascii_digit() && minor.is_ascii_digit() =>
-                {
-                    Refusal::with(505, "http_version", "only HTTP/1.1 and HTTP/1.0 are spoken here")
-                }
-                _ => Refusal::bad("bad_request_line", "the request line does not end in an HTTP version"),
-            }
+        httparse::Error::Version if has_other_version(raw) => {
+            Refusal::with(505, "http_version", "only HTTP/1.1 and HTTP/1.0 are spoken here")
         }
         httparse::Error::HeaderName => Refusal::bad(
             "bad_header_name",
@@ -229,9 +217,18 @@ fn of_syntax(error: httparse::Error, raw: &[u8]) -> Refusal {
         httparse::Error::HeaderValue => {
             Refusal::bad("bad_header_value", "a header field value holds a control character or a bare CR")
         }
-        httparse::Error::NewLine => Refusal::bad("bare_cr", "a line ends in CR without LF"),
         _ => Refusal::bad("bad_request_line", "the request line is malformed"),
     }
+}
+
+/// Whether a request line is well formed but for a version that is not ours.
+fn has_other_version(raw: &[u8]) -> bool {
+    let line = &raw[..memchr::memchr(b'\r', raw).unwrap_or(raw.len())];
+    let mut words = line.split(|b| *b == b' ');
+    let (_, _, version, end) = (words.next(), words.next(), words.next(), words.next());
+    end.is_none()
+        && matches!(version, Some([b'H', b'T', b'T', b'P', b'/', major, b'.', minor])
+            if major.is_ascii_digit() && minor.is_ascii_digit())
 }
 
 /// Origin form, absolute form, or `*` (with OPTIONS). Leaves the decoded path in `path`.
@@ -336,11 +333,10 @@ fn read_fields(
             11 if is("traceparent") => fields.traceparent = Some(spans.of(value)),
             12 if is("content-type") => fields.content_type = Some(spans.of(value)),
             12 if is("x-request-id") => fields.request_id = Some(spans.of(value)),
-            13 if is("authorization") => {
-                if fields.authorization.replace(spans.of(value)).is_some() {
-                    return Err(Refusal::bad("duplicate_header", "there is more than one Authorization field"));
-                }
-            }
+            13 if is("authorization") => match fields.authorization {
+                None => fields.authorization = Some(spans.of(value)),
+                Some(_) => return Err(Refusal::bad("duplicate_header", "there is more than one Authorization field")),
+            },
             14 if is("content-length") => {
                 if length.is_some() {
                     return Err(Refusal::bad("content_length", "there is more than one Content-Length"));

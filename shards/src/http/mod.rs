@@ -14,16 +14,21 @@ pub mod auth;
 pub mod body;
 mod chunked;
 pub mod head;
+pub mod precision;
 pub mod query_stub;
 pub mod reply;
 pub mod reply_influx;
 pub mod route;
 pub mod target;
 
+#[cfg(test)]
+mod table_test;
+
 pub use assembler::{Assembler, Body, Expiry, Step};
 pub use body::Inflater;
 pub use head::{Head, Method};
-pub use reply::{Fault, To};
+pub use precision::{Precision, precision};
+pub use reply::{Fault, KeptTo, To};
 pub use route::{Dialect, Route, Routed, Router};
 
 /// Longest request line (method, target, version, CRLF): 414 beyond.

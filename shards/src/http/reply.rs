@@ -7,7 +7,7 @@
 //! What a client does with a status is the reason for most of this (a 4xx is dropped, a 5xx is sent again). Shapes of
 //! InfluxDB's are in `reply_influx`.
 
-use super::head::Head;
+use super::head::{Head, REQUEST_ID_BYTES_MAX};
 use super::reply_influx;
 use super::route::{Dialect, Route};
 use super::{Refusal, head::Method};
@@ -27,6 +27,40 @@ pub struct To<'a> {
 impl<'a> To<'a> {
     pub fn of(head: &'a Head) -> To<'a> {
         To { close: !head.keep_alive(), head_only: head.method() == Method::Head, request_id: head.request_id() }
+    }
+}
+
+/// A [`To`] that outlives its head, without an allocation: for replies that wait for the disk.
+#[derive(Clone, Copy, Debug)]
+pub struct KeptTo {
+    close: bool,
+    head_only: bool,
+    has_id: bool,
+    id_bytes: u8,
+    id: [u8; REQUEST_ID_BYTES_MAX],
+}
+
+impl To<'_> {
+    /// A request id longer than heads give is cut.
+    pub fn keep(self) -> KeptTo {
+        let given = self.request_id.unwrap_or(b"");
+        let length = given.len().min(REQUEST_ID_BYTES_MAX);
+        let mut id = [0; REQUEST_ID_BYTES_MAX];
+        id[..length].copy_from_slice(&given[..length]);
+        KeptTo {
+            close: self.close,
+            head_only: self.head_only,
+            has_id: self.request_id.is_some(),
+            id_bytes: length as u8,
+            id,
+        }
+    }
+}
+
+impl KeptTo {
+    pub fn to(&self) -> To<'_> {
+        let id = &self.id[..usize::from(self.id_bytes)];
+        To { close: self.close, head_only: self.head_only, request_id: self.has_id.then_some(id) }
     }
 }
 
@@ -392,6 +426,15 @@ pub(super) mod tests {
         let mut out = Vec::new();
         no_content(&mut out, to);
         assert_eq!(out, b"HTTP/1.1 204 No Content\r\nConnection: close\r\nX-Request-Id: abc\r\n\r\n");
+    }
+
+    #[test]
+    fn a_kept_reply_goes_where_it_would_have_gone() {
+        for request_id in [None, Some(&b"r-1"[..])] {
+            let to = To { close: true, head_only: true, request_id };
+            let kept = to.keep();
+            assert_eq!((kept.to().close, kept.to().head_only, kept.to().request_id), (true, true, request_id));
+        }
     }
 
     #[test]
