@@ -1,0 +1,3 @@
+//! What runs once per process. ARCHITECTURE.md has the shape and its reasons.
+
+pub mod reducer;
