@@ -3,9 +3,12 @@
 
 //! What exists once per process: the command line, the configuration and the process's own log lines.
 
+//! What runs once per process. ARCHITECTURE.md has the shape and its reasons.
+
 pub mod args;
 pub mod backplane;
 pub mod config;
 pub mod logging;
 pub mod placement;
+pub mod reducer;
 pub mod sockets;
