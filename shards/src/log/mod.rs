@@ -22,6 +22,9 @@ mod segment;
 mod verify;
 mod writer;
 
+#[cfg(test)]
+mod crash_tests;
+
 pub use aligned::AlignedBuf;
 pub use block::{BLOCK_HEADER_BYTES, BlockError, BlockHeader, RecordKind, RecordRef, Records, parse_block};
 pub use blocking::BlockingLog;
