@@ -10,19 +10,32 @@
 
 mod aligned;
 mod block;
+mod blocking;
+mod case;
 mod column;
 mod names;
 mod prepare;
+mod read;
 mod record;
+mod recover;
 mod segment;
+mod verify;
 mod writer;
+
+#[cfg(test)]
+mod crash_tests;
 
 pub use aligned::AlignedBuf;
 pub use block::{BLOCK_HEADER_BYTES, BlockError, BlockHeader, RecordKind, RecordRef, Records, parse_block};
+pub use blocking::BlockingLog;
+pub use case::{BlockCase, SegmentCase};
 pub use names::{NameMap, names_in};
 pub use prepare::{Prepare, PreparedSegment, prepare_segment};
+pub use read::{Block, Damage, LogReader, ReadItem, SegmentReader};
 pub use record::{BatchDecoder, Envelope, EnvelopeView, RecordError};
+pub use recover::{Recovered, SegmentInfo, recover};
 pub use segment::{HeaderError, SegmentHeader, segment_file_name, segment_id_of};
+pub use verify::{DumpRecord, Repair, Report, dump, repair, verify};
 pub use writer::{
     AppendError, CommitSeq, DurableBlock, LogEvent, LogOp, LogStart, LogState, LogWriter, Names, OpKind, Position,
     PreviousEnd, ReadSpan, WriteMode, WriterConfig,
