@@ -38,7 +38,9 @@ struct Generation {
     buckets: Vec<Bucket>,
     used: usize,
     chunks: Vec<Box<[u8]>>,
-    /// In the last chunk
+    /// The chunk being filled; those behind it are left from before `clear`
+    chunk: usize,
+    /// Bytes used of it
     chunk_used: usize,
 }
 
@@ -137,14 +139,13 @@ impl Generation {
         let buckets_full =
             self.used * 2 >= self.buckets.len() && 2 * self.buckets.len() * size_of::<Bucket>() > bytes_max / 2;
         let chunk_full = self.chunk_used + (HEADER_BYTES + raw_len).next_multiple_of(UNIT) > CHUNK_BYTES;
-        buckets_full || chunk_full && (self.chunks.len() + 1) * CHUNK_BYTES > bytes_max / 2
+        buckets_full || chunk_full && (self.chunk + 2) * CHUNK_BYTES > bytes_max / 2
     }
 
     fn clear(&mut self) {
         self.buckets.fill(Bucket::default());
         self.used = 0;
-        // One chunk stays; the others go back to the allocator, which knows best what else needs them.
-        self.chunks.truncate(1);
+        self.chunk = 0;
         self.chunk_used = UNIT;
     }
 
@@ -211,12 +212,15 @@ impl Generation {
             self.grow();
         }
         let bytes = (HEADER_BYTES + record.raw.len()).next_multiple_of(UNIT);
-        if self.chunks.is_empty() || self.chunk_used + bytes > CHUNK_BYTES {
-            // The first unit of the first chunk stays unused, so that no place is 0.
-            self.chunk_used = if self.chunks.is_empty() { UNIT } else { 0 };
+        if self.chunks.is_empty() {
+            self.chunk_used = UNIT; // so that no place is 0
+        } else if self.chunk_used + bytes > CHUNK_BYTES {
+            (self.chunk, self.chunk_used) = (self.chunk + 1, 0);
+        }
+        let n = self.chunk;
+        if n == self.chunks.len() {
             self.chunks.push(vec![0; CHUNK_BYTES].into_boxed_slice());
         }
-        let n = self.chunks.len() - 1;
         let at = self.chunk_used;
         let slot = &mut self.chunks[n][at..at + bytes];
         slot[0..4].copy_from_slice(&record.series.to_le_bytes());
