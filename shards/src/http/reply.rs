@@ -40,7 +40,12 @@ pub struct KeptTo {
     id: [u8; REQUEST_ID_BYTES_MAX],
 }
 
-impl To<'_> {
+impl<'a> To<'a> {
+    /// The same, but the connection ends: for every refusal.
+    pub fn closing(self) -> To<'a> {
+        To { close: true, ..self }
+    }
+
     /// A request id longer than heads give is cut.
     pub fn keep(self) -> KeptTo {
         let given = self.request_id.unwrap_or(b"");
