@@ -1,9 +1,5 @@
-//! MetricStream: what runs once per process. `main.rs` is the door.
+//! MetricStream: what runs once per process. ARCHITECTURE.md has the shape and its reasons; `main.rs` is the door.
 #![deny(unsafe_code)] // allowed in `sockets` for one setsockopt
-
-//! What exists once per process: the command line, the configuration and the process's own log lines.
-
-//! What runs once per process. ARCHITECTURE.md has the shape and its reasons.
 
 pub mod args;
 pub mod backplane;

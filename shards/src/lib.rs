@@ -12,4 +12,5 @@ pub mod mailbox;
 pub mod point;
 pub mod ring;
 pub mod series;
+pub mod shard;
 pub mod window;

@@ -71,6 +71,10 @@ impl Default for Bounds {
 /// What the timestamps of a request count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TimestampUnit {
+    /// `precision=h` of line protocol; whole ones only
+    Hours,
+    /// `precision=m` of line protocol; whole ones only
+    Minutes,
     S,
     Ms,
     Us,

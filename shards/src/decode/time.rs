@@ -9,6 +9,8 @@ impl TimestampUnit {
     #[inline]
     fn ns(self, integer: u64) -> i64 {
         match self {
+            TimestampUnit::Hours => 3_600_000_000_000,
+            TimestampUnit::Minutes => 60_000_000_000,
             TimestampUnit::S => 1_000_000_000,
             TimestampUnit::Ms => 1_000_000,
             TimestampUnit::Us => 1_000,
@@ -35,6 +37,11 @@ pub(super) fn from_integer(value: i64, unit: TimestampUnit) -> Result<i64, Fault
 /// Decimal arithmetic, because a time in seconds needs 19 digits and an `f64` has 16: 1700000000.123456789 would come
 /// out 23 ns late.
 pub(super) fn from_decimal(text: &[u8], unit: TimestampUnit) -> Result<i64, Fault> {
+    if matches!(unit, TimestampUnit::Hours | TimestampUnit::Minutes) {
+        // No power of ten: fractions have no exact decimal shift, and nobody sends them.
+        let whole = std::str::from_utf8(text).ok().and_then(|text| text.parse().ok()).ok_or(Fault::BadTimestamp)?;
+        return from_integer(whole, unit);
+    }
     let (negative, text) = match text {
         [b'-', rest @ ..] => (true, rest),
         _ => (false, text),

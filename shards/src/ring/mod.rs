@@ -7,8 +7,10 @@ pub mod buffers;
 pub mod probe;
 pub mod uring;
 
+use std::io;
 use std::net::IpAddr;
-use std::os::fd::RawFd;
+use std::os::fd::{OwnedFd, RawFd};
+use std::path::Path;
 
 /// Names the operation a completion belongs to. The generation makes a stale completion recognisable after its slot
 /// has been given to another connection.
@@ -164,6 +166,9 @@ pub trait Io {
 
     /// Who is at the other end of a connection; `None` when it is gone already.
     fn peer(&mut self, socket: RawFd) -> Option<IpAddr>;
+
+    /// A file this shard wrote earlier, to be read again. Rare: it may block.
+    fn open_for_reading(&mut self, path: &Path) -> io::Result<OwnedFd>;
 
     /// Ring buffers not lent out. Receives that ended with -ENOBUFS are armed again when this grows.
     fn buffers_free(&self) -> usize;

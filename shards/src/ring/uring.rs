@@ -5,7 +5,8 @@
 
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::{BorrowedFd, RawFd};
+use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
+use std::path::Path;
 use std::time::Instant;
 
 use io_uring::types::{Fd, FsyncFlags, SubmitArgs, Timespec};
@@ -214,6 +215,17 @@ impl Io for Ring {
             // An IPv4 client of a dual-stack socket is the same client.
             IpAddr::V6(address) => Some(address.to_canonical()),
             address => Some(address),
+        }
+    }
+
+    fn open_for_reading(&mut self, path: &Path) -> io::Result<OwnedFd> {
+        use std::os::unix::fs::OpenOptionsExt;
+        let mut options = std::fs::OpenOptions::new();
+        options.read(true);
+        // Not every file system takes O_DIRECT.
+        match options.clone().custom_flags(libc::O_DIRECT).open(path) {
+            Ok(file) => Ok(file.into()),
+            Err(_) => Ok(options.open(path)?.into()),
         }
     }
 

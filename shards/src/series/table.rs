@@ -220,6 +220,11 @@ impl SeriesTable {
         }
     }
 
+    /// Whether `drain_created` has anything.
+    pub fn has_created(&self) -> bool {
+        !self.created.is_empty()
+    }
+
     /// Hands out the series made since the last call, oldest first: the reducer must know them before their partials.
     pub fn drain_created(&mut self) -> impl Iterator<Item = SeriesId> + '_ {
         let hot = &self.hot;

@@ -6,7 +6,7 @@ use std::os::fd::RawFd;
 use crate::http::Assembler;
 use crate::ring::{Token, TokenKind};
 
-use super::client::Caller;
+use super::caller::Caller;
 use super::replies::Replies;
 
 /// A connection's place; stale once its generation has moved on.
@@ -27,8 +27,10 @@ impl Key {
 pub enum Life {
     Open,
     /// The replies owed still leave, then it is closed.
-    Ending { drain: bool },
-    /// Half-closed by us after a refusal; what comes is thrown away until the client closes or its time is up.
+    Ending,
+    /// The same after a refusal, but then it is half-closed first.
+    Refusing,
+    /// Half-closed by us; what comes is thrown away until the client closes or its time is up.
     Draining,
     /// Operations under way are being cancelled; closed when the last has completed.
     Closing,
@@ -47,7 +49,11 @@ pub struct Connection {
     pub life: Life,
     /// A multishot receive is armed in the kernel
     pub receiving: bool,
+    /// Its cancel is under way
     pub cancelling: bool,
+    pub cancelling_send: bool,
+    /// The client has sent all it will
+    pub ended: bool,
     /// A receive ended for want of ring buffers; armed again when some are free
     pub starved: bool,
     /// Bytes handed to the send under way, 0 when there is none
@@ -59,7 +65,6 @@ pub struct Connection {
     pub timer_ns: u64,
     /// Stands in the list of connections with something to send
     pub dirty: bool,
-    pub closed: bool,
 }
 
 impl Connection {

@@ -15,3 +15,6 @@ pub mod set;
 pub mod sketch;
 pub mod sum;
 pub mod summary;
+
+pub use fold::{Fold, FoldConfig};
+pub use partial::ShardMessage;
