@@ -481,6 +481,8 @@ impl ReducerCore {
         self.series.order();
         self.series.sort_subjects(&mut subjects);
         subjects.dedup_by_key(|(subject, _)| *subject);
+        // A second pass over the same window starts at the first key again, so in a record of its own.
+        self.group = None;
         self.emitting = Some(Emitting { key, subjects, next: 0 });
     }
 

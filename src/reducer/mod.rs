@@ -14,6 +14,8 @@ pub mod record;
 pub mod recovery;
 pub mod rules;
 mod series;
+#[cfg(test)]
+mod simulation;
 
 pub use self::core::{Books, Progress, ReducerCore, Settings, Source};
 pub use aggregate_log::{AggregateLog, Kind, LogRefused};

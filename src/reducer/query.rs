@@ -328,7 +328,7 @@ mod tests {
             page.to_json(),
             r#"{"windows":[{"name":"cpu","tags":{"dc":"eu","host":"b"},"window_s":60,"start_ms":0,"count":1,"#
                 .to_owned()
-                + r#""sum":1e300,"min":1e300,"max":1e300,"avg":1e300,"p50":1e300,"p95":1e300,"p99":1e300,"#
+                + r#""sum":1e+300,"min":1e+300,"max":1e+300,"avg":1e+300,"p50":1e+300,"p95":1e+300,"p99":1e+300,"#
                 + r#""series":1,"client":"c\"1","revision":1,"incomplete":false,"unchecked":false}],"next":null}"#
         );
         for value in [0.1, 1.0 / 3.0, 1e-9, 0.0, 5e-324, f64::MAX, -1e21, 123_456_789.123] {
