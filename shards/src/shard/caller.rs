@@ -135,10 +135,6 @@ impl Callers {
         self.table.len()
     }
 
-    pub fn is_empty(&self) -> bool {
-        self.table.is_empty()
-    }
-
     /// Looks at some clients and forgets those that were idle and have no live series.
     pub fn forget_idle(&mut self, now_s: u32, idle_after_s: u32, series: &SeriesTable) {
         self.table.forget_idle(now_s, idle_after_s, 64, |index| series.live_of(index) == 0);

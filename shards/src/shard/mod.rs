@@ -353,7 +353,6 @@ impl Core {
                     let Connection { assembler, replies, caller, listener, key, .. } = connection;
                     let cx = Context {
                         settings: &settings,
-                        shared: &self.shared,
                         counters: &self.ports.counters,
                         listener: &self.listeners[*listener as usize],
                         caller,
@@ -401,7 +400,6 @@ impl Core {
         let Connection { assembler, replies, caller, listener, .. } = connection;
         let cx = Context {
             settings: &self.settings,
-            shared: &self.shared,
             counters: &self.ports.counters,
             listener: &self.listeners[*listener as usize],
             caller,

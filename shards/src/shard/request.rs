@@ -4,6 +4,7 @@ use crate::counters::{Counters, Shed};
 use crate::decode::json::JsonDecoder;
 use crate::decode::line::LineDecoder;
 use crate::decode::{TimestampUnit, json::JsonError};
+use crate::http::precision::{Precision, precision};
 use crate::http::reply::{self, Fault, OverQuota, Quota, To};
 use crate::http::{Dialect, Head, Inflater, Route, Routed, query_stub, reply_influx};
 use crate::limiter::{self, Decision};
@@ -13,7 +14,7 @@ use crate::series::{ClientIndex, SeriesTable};
 
 use super::caller::{Caller, Callers, Unknown, limiter_hash};
 use super::replies::{NOW, Replies};
-use super::settings::{Listener, Settings, Shared};
+use super::settings::{Listener, Settings};
 
 /// The stages a request goes through, and what they keep between requests.
 pub struct Path {
@@ -64,7 +65,6 @@ pub enum Served {
 #[derive(Clone, Copy)]
 pub struct Context<'a> {
     pub settings: &'a Settings,
-    pub shared: &'a Shared,
     pub counters: &'a Counters,
     pub listener: &'a Listener,
     pub caller: &'a Caller,
@@ -112,7 +112,7 @@ impl Path {
         let unit = match timestamp_unit(route, head, cx.settings.json_unit) {
             Ok(unit) => unit,
             Err(message) => {
-                return refuse(cx, replies, to, Some(route), dialect, &Fault::new(400, "invalid_precision", &message));
+                return refuse(cx, replies, to, Some(route), dialect, &Fault::new(400, "invalid_precision", message));
             }
         };
         let client = self.callers.entry(client).expect("resolved a moment ago");
@@ -393,26 +393,20 @@ pub fn refuse(
 }
 
 /// What the timestamps of this request count, by its route and `precision`.
-fn timestamp_unit(route: Route, head: &Head, json_unit: TimestampUnit) -> Result<TimestampUnit, String> {
+fn timestamp_unit(route: Route, head: &Head, json_unit: TimestampUnit) -> Result<TimestampUnit, &'static str> {
     if route == Route::NativeWrite {
         return Ok(json_unit);
     }
-    let precision = head.query("precision").unwrap_or_default();
-    let unit = match &*precision {
-        "auto" if route == Route::V3Write => TimestampUnit::ByMagnitude,
-        "" if route == Route::V3Write => TimestampUnit::ByMagnitude,
-        "" | "n" | "ns" | "nanosecond" => TimestampUnit::Ns,
-        "u" | "us" | "microsecond" => TimestampUnit::Us,
-        "ms" | "millisecond" => TimestampUnit::Ms,
-        "s" | "second" => TimestampUnit::S,
-        "m" => TimestampUnit::Minutes,
-        "h" => TimestampUnit::Hours,
-        other => {
-            let shown: String = other.chars().filter(|c| !c.is_control()).take(32).collect();
-            return Err(format!("invalid precision {shown:?} (use n, ns, u, us, ms, s, m or h)"));
-        }
-    };
-    Ok(unit)
+    let parameter = head.query("precision");
+    precision(route, parameter.as_deref()).map(|precision| match precision {
+        Precision::Auto => TimestampUnit::ByMagnitude,
+        Precision::Nanosecond => TimestampUnit::Ns,
+        Precision::Microsecond => TimestampUnit::Us,
+        Precision::Millisecond => TimestampUnit::Ms,
+        Precision::Second => TimestampUnit::S,
+        Precision::Minute => TimestampUnit::Minutes,
+        Precision::Hour => TimestampUnit::Hours,
+    })
 }
 
 fn text(field: Option<&[u8]>) -> &str {
