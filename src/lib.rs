@@ -1,10 +1,13 @@
 //! MetricStream: what runs once per process. ARCHITECTURE.md has the shape and its reasons; `main.rs` is the door.
 #![deny(unsafe_code)] // allowed in `sockets` for one setsockopt
 
+pub mod admin;
 pub mod args;
 pub mod backplane;
 pub mod config;
+pub mod data_dir;
 pub mod logging;
 pub mod placement;
+pub mod rebuild;
 pub mod reducer;
 pub mod sockets;

@@ -320,6 +320,96 @@ pub fn shards(out: &mut Exposition, shards: &[std::sync::Arc<Counters>], distrib
     }
 }
 
+/// What exists once per process: the reducer's books, the logs' files, build and uptime.
+pub fn process(out: &mut Exposition, state: &super::State) {
+    let view = state.view.lock().expect("nobody panics with the view in hand").clone();
+    let books = view.books;
+    let seconds = |ns: i64| if ns == i64::MIN { 0.0 } else { ns as f64 / 1e9 };
+    for (name, help, value) in [
+        (
+            "metricstream_reducer_points_counted_total",
+            "Points counted in windows: folded = open + counted + repeated + late beyond (here) + held.",
+            books.counted,
+        ),
+        ("metricstream_reducer_points_repeated_total", "Points already counted: sent again, counted once.", books.repeated),
+        (
+            "metricstream_reducer_points_conflicting_total",
+            "Repeated points with another value: the greater was kept.",
+            books.conflicts,
+        ),
+        (
+            "metricstream_reducer_points_late_beyond_total",
+            "Points handed over after their window was frozen.",
+            books.late_beyond,
+        ),
+        ("metricstream_reducer_points_refolded_total", "Points folded again after a restart.", books.refolded),
+        ("metricstream_reducer_windows_total", "Window results appended for the first time.", books.results),
+        ("metricstream_reducer_revisions_total", "Window results appended as revisions.", books.revisions),
+        (
+            "metricstream_reducer_incomplete_windows_total",
+            "Results closed without a stalled shard, or after damage.",
+            books.incomplete_results,
+        ),
+        (
+            "metricstream_reducer_sum_overflows_total",
+            "Results whose sum is beyond the range of a double.",
+            books.sum_overflows,
+        ),
+        (
+            "metricstream_reducer_floor_raised_by_memory_total",
+            "Times that the memory bound shortened the horizon.",
+            books.floor_raised_by_memory,
+        ),
+    ] {
+        out.family(name, "counter", help).sample(&[], value);
+    }
+    for (name, help, value) in [
+        ("metricstream_reducer_points_held", "Points that wait for the rebuild's end.", books.held as f64),
+        ("metricstream_reducer_series", "Series with windows that may still be revised.", view.series as f64),
+        ("metricstream_reducer_open_windows", "Base windows held for revision.", view.windows as f64),
+        ("metricstream_reducer_memory_bytes", "Memory of windows held, estimated.", view.bytes as f64),
+        ("metricstream_reducer_rebuilding", "1 while windows are rebuilt after a start.", f64::from(u8::from(view.rebuilding))),
+        ("metricstream_reducer_mark_seconds", "M: windows that end by this Unix time are closed.", seconds(view.closed.m_ns)),
+        (
+            "metricstream_reducer_floor_seconds",
+            "F: windows that end by this Unix time are frozen.",
+            seconds(view.closed.floor_ns),
+        ),
+        ("metricstream_aggregate_log_segments", "Segments of the aggregate log.", view.log_segments as f64),
+        ("metricstream_aggregate_log_bytes", "Bytes of the aggregate log's files.", view.log_bytes as f64),
+        (
+            "metricstream_aggregate_log_unavailable",
+            "1 while closed windows cannot be made durable.",
+            f64::from(u8::from(view.log_unavailable)),
+        ),
+        ("metricstream_uptime_seconds", "Since the start.", state.origin.elapsed().as_secs_f64()),
+    ] {
+        out.family(name, "gauge", help).sample(&[], value);
+    }
+    let gauge = |n: &std::sync::atomic::AtomicU64| n.load(std::sync::atomic::Ordering::Relaxed);
+    type Of = fn(&crate::backplane::segments::Gauges) -> &std::sync::atomic::AtomicU64;
+    let families: [(&'static str, &str, &str, Of); 6] = [
+        ("metricstream_log_segments", "gauge", "Segments of a shard's log that hold records.", |g| &g.segments),
+        ("metricstream_log_bytes", "gauge", "Bytes of a shard's log files, spare ones included.", |g| &g.bytes),
+        ("metricstream_log_segments_prepared_total", "counter", "Segments made ready.", |g| &g.prepared),
+        ("metricstream_log_segments_recycled_total", "counter", "Segments that retention let go.", |g| &g.recycled),
+        ("metricstream_log_prepare_failures_total", "counter", "Segments that could not be made.", |g| &g.prepare_failures),
+        ("metricstream_log_at_bound", "gauge", "1 while a log is at bytes_max and nothing in it may go.", |g| &g.at_bound),
+    ];
+    for (name, kind, help, of) in families {
+        out.family(name, kind, help);
+        for (log, gauges) in &state.logs {
+            out.sample(&[("shard", log)], gauge(of(gauges)));
+        }
+    }
+    out.family("metricstream_mailbox_depth", "gauge", "Messages waiting for the reducer.");
+    for (shard, depth) in state.mailboxes.iter().enumerate() {
+        out.sample(&[("shard", &shard)], depth().0);
+    }
+    out.family("metricstream_build_info", "gauge", "What this is; the value is always 1.")
+        .sample(&[("version", &state.version), ("node_id", &format_args!("{:032x}", state.node_id))], 1);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -14,6 +14,7 @@ pub mod record;
 pub mod recovery;
 pub mod rules;
 mod series;
+pub mod thread;
 #[cfg(test)]
 mod simulation;
 

@@ -1,0 +1,139 @@
+//! `GET /api/v1/windows`: closed windows, read back from the aggregate log by direct I/O.
+
+use metricstream_shards::http::Head;
+use metricstream_shards::log::{BLOCK_HEADER_BYTES, BlockHeader, PAGE_BYTES, ReadSpan, RecordKind, Records, parse_block};
+
+use super::State;
+use crate::backplane::executor;
+use crate::config::units;
+use crate::reducer::encode::decode_aggregates;
+use crate::reducer::query::{Cursor, Filter, WindowQuery};
+
+const CHUNK_BYTES: usize = 1 << 20;
+
+/// The page a query asks for, as JSON; an error is a sentence for the client.
+pub async fn windows(state: &State, head: &Head) -> Result<String, String> {
+    let (filter, limit) = filter(head)?;
+    // A window is appended after it has ended: segments that were closed before `since` hold nothing wanted.
+    let since_ns = filter.since_ms.map_or(i64::MIN, |ms| ms.saturating_mul(1_000_000));
+    let spans = state.view.lock().expect("nobody panics with the view in hand").spans.clone();
+    let mut query = WindowQuery::new(filter, limit);
+    for (span, last_stamp_ns) in spans {
+        if last_stamp_ns >= since_ns {
+            read(&span, &mut query).await;
+        }
+    }
+    Ok(query.finish().to_json())
+}
+
+fn filter(head: &Head) -> Result<(Filter, usize), String> {
+    let integer = |name: &str| -> Result<Option<i64>, String> {
+        match head.query(name).filter(|text| !text.is_empty()) {
+            None => Ok(None),
+            Some(text) => text.parse().map(Some).map_err(|_| format!("{name} is {text:?}; it takes an integer")),
+        }
+    };
+    let window_s = match head.query("window").filter(|text| !text.is_empty()) {
+        None => None,
+        Some(text) => match units::parse_duration(&text) {
+            Ok(window) => Some(window.as_secs() as u32),
+            Err(_) => return Err(format!("window is {text:?}; it takes a length such as 10s or 1min")),
+        },
+    };
+    let cursor = match head.query("cursor").filter(|text| !text.is_empty()) {
+        None => None,
+        Some(text) => Some(Cursor::parse(&text).ok_or("cursor is none that `next` of an earlier page gave")?),
+    };
+    let mut tags = Vec::new();
+    for pair in head.query_raw().split(|&b| b == b'&') {
+        let Some(name) = pair.strip_prefix(b"tag.").and_then(|rest| rest.split(|&b| b == b'=').next()) else { continue };
+        let full = format!("tag.{}", String::from_utf8_lossy(name));
+        // The name may be encoded, too; `Head::query` compares decoded ones.
+        let decoded = percent_decode(&full);
+        if let Some(value) = head.query(&decoded) {
+            tags.push((decoded["tag.".len()..].to_string(), value.into_owned()));
+        }
+    }
+    let limit = integer("limit")?.map_or(WindowQuery::LIMIT_DEFAULT, |n| n.clamp(1, WindowQuery::LIMIT_MAX as i64) as usize);
+    let text = |name: &str| head.query(name).filter(|text| !text.is_empty()).map(|text| text.into_owned());
+    let filter = Filter {
+        name: text("name"),
+        tags,
+        client: text("client"),
+        window_s,
+        since_ms: integer("since")?,
+        until_ms: integer("until")?,
+        cursor,
+    };
+    Ok((filter, limit))
+}
+
+fn percent_decode(text: &str) -> String {
+    let bytes = text.as_bytes();
+    let mut out = Vec::with_capacity(bytes.len());
+    let mut at = 0;
+    while at < bytes.len() {
+        let hex = (bytes[at] == b'%').then(|| text.get(at + 1..at + 3)).flatten();
+        match hex.and_then(|hex| u8::from_str_radix(hex, 16).ok()) {
+            Some(byte) => {
+                out.push(byte);
+                at += 3;
+            }
+            None => {
+                out.push(if bytes[at] == b'+' { b' ' } else { bytes[at] });
+                at += 1;
+            }
+        }
+    }
+    String::from_utf8_lossy(&out).into_owned()
+}
+
+/// Offers everything in one span. What cannot be read (retention was faster, a damaged block) is passed over; damage is
+/// reported by `log verify` and at the next start.
+async fn read(span: &ReadSpan, query: &mut WindowQuery) {
+    let Ok(reader) = executor::Reader::open(&span.path).await else { return };
+    let mut at = span.from;
+    let mut want = CHUNK_BYTES;
+    while at < span.to {
+        let len = want.min((span.to - at) as usize);
+        let Ok(bytes) = reader.read_at(at, len).await else { break };
+        if bytes.is_empty() {
+            break;
+        }
+        want = CHUNK_BYTES;
+        let mut done = 0;
+        while done + PAGE_BYTES <= bytes.len() {
+            match parse_block(&bytes[done..]) {
+                Ok((header, _, payload)) if header.segment_id == span.segment_id => {
+                    offer(payload, query);
+                    done += header.block_bytes();
+                }
+                // The file has become another segment.
+                Ok(_) => {
+                    reader.close().await;
+                    return;
+                }
+                Err(_) => match BlockHeader::parse(&bytes[done..]) {
+                    Ok((header, _)) if done + header.block_bytes() > bytes.len() && at + (bytes.len() as u64) < span.to => {
+                        want = CHUNK_BYTES.max(header.block_bytes());
+                        break;
+                    }
+                    Ok((header, _)) => done += header.block_bytes().max(BLOCK_HEADER_BYTES),
+                    Err(_) => done += PAGE_BYTES,
+                },
+            }
+        }
+        if done == 0 && want == CHUNK_BYTES {
+            break;
+        }
+        at += done as u64;
+        executor::yield_now().await;
+    }
+    reader.close().await;
+}
+
+fn offer(payload: &[u8], query: &mut WindowQuery) {
+    for record in Records::new(payload).filter(|record| record.kind == RecordKind::Aggregates) {
+        let _ = decode_aggregates(record.bytes, &mut |view| query.offer(&view));
+    }
+}

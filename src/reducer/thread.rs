@@ -1,0 +1,283 @@
+//! The reducer's thread: empties the mailboxes, keeps the fold clock, appends to the aggregate log, and tells the rest
+//! of the process how far it is.
+
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use metricstream_shards::log::{AppendError, BlockingLog, Position, ReadSpan, RecordKind};
+use metricstream_shards::mailbox::{Doorbell, Mailbox};
+use metricstream_shards::shard::settings::Shared;
+use metricstream_shards::window::ShardMessage;
+use metricstream_shards::window::protocol::{ClockEvent, FoldClock};
+
+use super::core::Closed;
+use super::exposition::aggregates_exposition;
+use super::{AggregateLog, Books, Kind, LogRefused, Progress, ReducerCore, Source};
+
+/// Messages taken from one mailbox before the next has its turn.
+const MESSAGES_A_ROUND: usize = 64;
+const RESULTS_A_STEP: usize = 2_000;
+const ADVANCE_EVERY: Duration = Duration::from_millis(200);
+const CLOCK_EVERY: Duration = Duration::from_millis(100);
+const SLEEP: Duration = Duration::from_millis(50);
+/// After the log refused.
+const LOG_PAUSE: Duration = Duration::from_secs(1);
+
+/// What others may see of the reducer: replaced whole, a few times a second.
+#[derive(Clone, Debug)]
+pub struct View {
+    pub books: Books,
+    pub closed: Closed,
+    pub series: usize,
+    pub windows: usize,
+    pub bytes: usize,
+    pub rebuilding: bool,
+    pub log_end_block: u64,
+    pub log_segments: usize,
+    pub log_bytes: u64,
+    pub log_unavailable: bool,
+    /// Readable parts of the aggregate log, oldest first, with the last stamp before each later one
+    pub spans: Vec<(ReadSpan, i64)>,
+    /// `/aggregates`, rendered
+    pub newest: Arc<str>,
+}
+
+/// The two sides meet here; held for moments only.
+pub type SharedView = Arc<Mutex<View>>;
+
+pub struct Retention {
+    pub bytes_max: u64,
+    pub age_max: Duration,
+}
+
+pub struct Reducer {
+    pub core: ReducerCore,
+    pub clock: FoldClock,
+    pub origin: Instant,
+    pub sources: Vec<(Source, Arc<Mailbox<ShardMessage>>)>,
+    pub bell: Arc<Doorbell>,
+    pub shared: Arc<Shared>,
+    pub view: SharedView,
+    /// Set when the shards have ended: take what is left, then end
+    pub stop: Arc<AtomicBool>,
+}
+
+/// The aggregate log as recovery found it.
+pub struct Store {
+    pub log: BlockingLog,
+    pub retention: Retention,
+    /// Files that can be used again
+    pub unused: Vec<PathBuf>,
+    /// Segments of earlier runs: number, file, last stamp
+    pub old: Vec<(u64, PathBuf, i64)>,
+}
+
+impl Reducer {
+    pub fn run(mut self, store: Store) {
+        self.bell.own();
+        let mut log = Appender {
+            log: store.log,
+            segments: store.old.into(),
+            retention: store.retention,
+            refused: false,
+        };
+        for path in store.unused {
+            log.log.recycle(path);
+        }
+        let (mut next_advance, mut next_clock) = (self.origin, self.origin);
+        loop {
+            let stopping = self.stop.load(Ordering::Acquire);
+            let mut taken = 0;
+            let (monotonic_ns, clock_ns) = self.now();
+            for (source, mailbox) in &self.sources {
+                for _ in 0..MESSAGES_A_ROUND {
+                    let Some(message) = mailbox.receive() else { break };
+                    self.core.apply(*source, message, monotonic_ns, clock_ns);
+                    taken += 1;
+                }
+            }
+            let now = Instant::now();
+            if now >= next_clock {
+                next_clock = now + CLOCK_EVERY;
+                self.observe(&mut log);
+            }
+            if now >= next_advance || (stopping && taken == 0) {
+                let (monotonic_ns, clock_ns) = self.now();
+                let progress = self.core.advance(monotonic_ns, clock_ns, &mut log, RESULTS_A_STEP);
+                self.shared.floor_ns.store(self.core.floor_ns(), Ordering::Relaxed);
+                next_advance = match progress {
+                    Progress::Idle => now + ADVANCE_EVERY,
+                    Progress::More => now,
+                    Progress::Blocked => now + LOG_PAUSE,
+                };
+                if progress == Progress::Idle {
+                    log.retain(clock_ns);
+                    self.publish(&log);
+                }
+                if progress == Progress::Blocked {
+                    self.publish(&log);
+                }
+                if stopping && taken == 0 && progress != Progress::More {
+                    break;
+                }
+            } else if taken == 0 {
+                let sources = &self.sources;
+                self.bell.sleep(SLEEP.min(next_advance - now), || sources.iter().any(|(_, m)| m.depth() > 0));
+            }
+        }
+        self.publish(&log);
+    }
+
+    fn now(&self) -> (i64, i64) {
+        let monotonic_ns = self.origin.elapsed().as_nanos() as i64;
+        (monotonic_ns, self.clock.now(monotonic_ns))
+    }
+
+    fn observe(&mut self, log: &mut Appender) {
+        let (monotonic_ns, _) = self.now();
+        match self.clock.observe(monotonic_ns, wall_ns()) {
+            ClockEvent::Steady => {}
+            ClockEvent::Held { ahead_ns } => tracing::warn!(
+                cause = "clock",
+                ahead_s = ahead_ns / 1_000_000_000,
+                "the wall clock stepped forward; following it once it has held for the lateness"
+            ),
+            ClockEvent::Jumped { by_ns } => {
+                tracing::warn!(by_s = by_ns / 1_000_000_000, "the fold clock follows the wall clock's step");
+            }
+            ClockEvent::Slowed { behind_ns } => tracing::warn!(
+                cause = "clock",
+                behind_s = behind_ns / 1_000_000_000,
+                "the wall clock is behind; running at half speed until it has caught up"
+            ),
+            ClockEvent::EraStarted { era, from_ns, to_ns } => {
+                tracing::error!(
+                    era,
+                    back_s = (from_ns - to_ns) / 1_000_000_000,
+                    "the wall clock went back beyond the horizon: a new era of windows begins"
+                );
+                while self.core.start_era(era, from_ns, to_ns, monotonic_ns, log).is_err()
+                    && !self.stop.load(Ordering::Acquire)
+                {
+                    std::thread::sleep(LOG_PAUSE);
+                }
+            }
+        }
+        self.shared.clock.store(self.clock.published(), Ordering::Relaxed);
+    }
+
+    fn publish(&self, log: &Appender) {
+        let newest = aggregates_exposition(self.core.newest_of_rules());
+        let spans = log.log.writer().read_plan(Position::default());
+        let stamps: std::collections::HashMap<u64, i64> = log.segments.iter().map(|(id, _, last)| (*id, *last)).collect();
+        let view = View {
+            books: self.core.books(),
+            closed: self.core.closed(),
+            series: self.core.series_count(),
+            windows: self.core.window_count(),
+            bytes: self.core.bytes(),
+            rebuilding: self.core.rebuilding(),
+            log_end_block: log.log.writer().durable_commit().0,
+            log_segments: log.segments.len(),
+            log_bytes: log.segments.len() as u64 * log.log.writer().config().segment_bytes,
+            log_unavailable: log.refused,
+            spans: spans
+                .into_iter()
+                .map(|span| {
+                    let last = stamps.get(&span.segment_id).copied().unwrap_or(i64::MAX);
+                    (span, last)
+                })
+                .collect(),
+            newest: newest.into(),
+        };
+        *self.view.lock().expect("nobody panics with the view in hand") = view;
+    }
+}
+
+/// The aggregate log behind the reducer's trait, with its retention.
+struct Appender {
+    log: BlockingLog,
+    /// Number, file and last stamp of every segment, the one being written last
+    segments: VecDeque<(u64, PathBuf, i64)>,
+    retention: Retention,
+    refused: bool,
+}
+
+impl AggregateLog for Appender {
+    fn append(&mut self, kind: Kind, stamp_ns: i64, results: u32, bytes: &[u8]) -> Result<(), LogRefused> {
+        let kind = match kind {
+            Kind::Aggregates => RecordKind::Aggregates,
+            Kind::Mark => RecordKind::Mark,
+            Kind::Era => RecordKind::Era,
+        };
+        let appended = match self.log.append_opaque(kind, stamp_ns, results, bytes) {
+            Err(AppendError::Full) => {
+                self.flush()?;
+                self.log.append_opaque(kind, stamp_ns, results, bytes)
+            }
+            Err(AppendError::Unavailable) => {
+                self.flush()?;
+                self.log.append_opaque(kind, stamp_ns, results, bytes)
+            }
+            appended => appended,
+        };
+        match appended {
+            Ok(_) => {
+                if let Some((_, _, last)) = self.segments.back_mut() {
+                    *last = (*last).max(stamp_ns);
+                }
+                Ok(())
+            }
+            Err(error) => {
+                tracing::error!(cause = "aggregate_log", %error, "closed windows cannot be appended; trying again");
+                self.refused = true;
+                Err(LogRefused)
+            }
+        }
+    }
+
+    fn flush(&mut self) -> Result<(), LogRefused> {
+        let flushed = self.log.flush(&());
+        for span in self.log.writer().read_plan(Position::default()) {
+            if self.segments.back().is_none_or(|(id, ..)| *id < span.segment_id) {
+                let last = self.segments.back().map_or(i64::MIN, |(_, _, last)| *last);
+                self.segments.push_back((span.segment_id, span.path, last));
+            }
+        }
+        match flushed {
+            Ok(_) => {
+                self.refused = false;
+                Ok(())
+            }
+            Err(error) => {
+                tracing::error!(cause = "aggregate_log", %error, "closed windows cannot be made durable; trying again");
+                self.refused = true;
+                Err(LogRefused)
+            }
+        }
+    }
+}
+
+impl Appender {
+    /// Lets go of segments beyond the bounds. A restart needs the results above F: the newest two always stay.
+    fn retain(&mut self, clock_ns: i64) {
+        let segment_bytes = self.log.writer().config().segment_bytes;
+        let oldest_kept_ns = clock_ns.saturating_sub(self.retention.age_max.as_nanos() as i64);
+        while self.segments.len() > 2
+            // One more than is on disk now: the next segment has to fit, too.
+            && ((self.segments.len() as u64 + 1) * segment_bytes > self.retention.bytes_max
+                || self.segments[0].2 < oldest_kept_ns)
+        {
+            let (id, path, _) = self.segments.pop_front().expect("more than two");
+            self.log.writer_mut().forget_segments_below(id + 1);
+            self.log.recycle(path);
+        }
+    }
+}
+
+pub fn wall_ns() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as i64)
+}
