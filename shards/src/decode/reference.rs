@@ -50,7 +50,8 @@ fn after_newline(rest: &[u8], at: usize) -> &[u8] {
 
 /// The first newline that is in no string; a string that does not close well is none.
 fn line_end(rest: &[u8]) -> Option<usize> {
-    let series = (0..rest.len()).find(|&at| rest[at] == b'\n' || rest[at] == b' ' && (at == 0 || rest[at - 1] != b'\\'))?;
+    let series =
+        (0..rest.len()).find(|&at| rest[at] == b'\n' || rest[at] == b' ' && (at == 0 || rest[at - 1] != b'\\'))?;
     let mut at = series;
     while at < rest.len() {
         if rest[at] == b'\n' {
@@ -237,6 +238,9 @@ fn name(series: &[u8], field: &[u8], bounds: &Bounds) -> Result<String, Reason> 
         let text = std::str::from_utf8(text).map_err(|_| Reason::InvalidText)?;
         if text.chars().any(char::is_control) { Err(Reason::InvalidText) } else { Ok(()) }
     };
+    if series.contains(&0xFF) || field.contains(&0xFF) {
+        return Err(Reason::InvalidText);
+    }
     let (measurement, tags) = split(series, b',').map_or((series, None), |(name, tags)| (name, Some(tags)));
     if measurement.is_empty() {
         return Err(Reason::MissingName);
