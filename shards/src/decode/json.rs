@@ -537,7 +537,10 @@ fn describe(error: &simd_json::Error, body: &[u8], bounds: &Bounds) -> JsonError
     // both that, and a document that does not begin well, have the same error; it is at the last byte that was good
     let after_end = match error.error() {
         ErrorType::TrailingData => true,
-        ErrorType::InternalError => matches!(body.get(error.index()), Some(b']' | b'}')),
+        ErrorType::InternalError => {
+            let before = body.get(..error.index()).unwrap_or_default().trim_ascii_end();
+            matches!(body.get(error.index()), Some(b']' | b'}')) && before.last() != Some(&b',')
+        }
         _ => false,
     };
     let (offset, what) = match error.error() {
@@ -553,8 +556,7 @@ fn describe(error: &simd_json::Error, body: &[u8], bounds: &Bounds) -> JsonError
         ErrorType::InvalidEscape | ErrorType::InvalidUnicodeCodepoint | ErrorType::InvalidUtf8 => {
             (bad_escape(body).unwrap_or(0), "invalid escape in a string")
         }
-        _ if after_end => (after_blanks(body, error.index() + 1), "something follows the document")
-        }
+        _ if after_end => (after_blanks(body, error.index() + 1), "something follows the document"),
         _ if error.index() == 0 => match bad_string(body) {
             Some(found) => found,
             None => (0, "unexpected character"),

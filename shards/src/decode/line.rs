@@ -309,7 +309,8 @@ fn skip_line(body: &[u8], mut at: usize) -> usize {
         if body[at] == b'\n' {
             return at + 1;
         }
-        if at > 0 && body[at - 1] == b'=' {
+        let opens = body[..at].ends_with(b"=") && !body[..at].ends_with(b"\\=");
+        if opens {
             match closing_quote(body, at + 1) {
                 Some(close) if ends_value(body, close + 1) => at = close,
                 _ => return end_of_line(body, at),

@@ -57,7 +57,7 @@ fn line_end(rest: &[u8]) -> Option<usize> {
         if rest[at] == b'\n' {
             return Some(at);
         }
-        if rest[at] == b'"' && rest[at - 1] == b'=' {
+        if rest[at] == b'"' && rest[at - 1] == b'=' && rest[at - 2] != b'\\' {
             match string_end(&rest[at..]) {
                 Some(len) if ends_value(&rest[at + len..]) => at += len - 1,
                 _ => return rest[at..].iter().position(|&byte| byte == b'\n').map(|found| at + found),
