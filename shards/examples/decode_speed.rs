@@ -3,7 +3,6 @@
 //!
 //! Bodies differ in values and times, so branches are not learnt by heart. The table is a plain map with ahash.
 
-use std::hash::BuildHasher;
 use std::time::Instant;
 
 use hashbrown::HashTable;

@@ -505,7 +505,7 @@ impl Protocol for Documents {
         // JSON is UTF-8, so the marks are nobody else's. A field follows the last tag, or the name.
         let mut parts = raw[1..].split(|&byte| byte == TAG_MARK);
         let first = parts.next().unwrap_or_default();
-        let last = parts.clone().last().map_or(Some(first), |tag| split(tag).map(|at| &tag[at + 1..]));
+        let last = parts.clone().next_back().map_or(Some(first), |tag| split(tag).map(|at| &tag[at + 1..]));
         let field = last.and_then(|last| split(last).map(|at| &last[at + 1..]));
         parsed.text().extend_from_slice(&first[..split(first).unwrap_or(first.len())]);
         parsed.end_name(Fault::NoName, field, copy, bounds)?;
@@ -557,10 +557,7 @@ fn describe(error: &simd_json::Error, body: &[u8], bounds: &Bounds) -> JsonError
             (bad_escape(body).unwrap_or(0), "invalid escape in a string")
         }
         _ if after_end => (after_blanks(body, error.index() + 1), "something follows the document"),
-        _ if error.index() == 0 => match bad_string(body) {
-            Some(found) => found,
-            None => (0, "unexpected character"),
-        },
+        _ if error.index() == 0 => bad_string(body).unwrap_or((0, "unexpected character")),
         ErrorType::Syntax => (body.len(), "it ends too early"),
         _ => (error.index(), "unexpected character"),
     };

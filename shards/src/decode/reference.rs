@@ -153,16 +153,16 @@ fn one_line(line: &[u8], unit: TimestampUnit, bounds: &Bounds) -> Result<Line, (
 }
 
 fn time(text: &[u8], unit: TimestampUnit) -> Option<i64> {
-    let value: i128 = i64::from_str_radix(std::str::from_utf8(text).ok()?, 10).ok()?.into();
+    let value: i128 = std::str::from_utf8(text).ok()?.parse::<i64>().ok()?.into();
     let scale = match unit {
         TimestampUnit::S => 1_000_000_000,
         TimestampUnit::Ms => 1_000_000,
         TimestampUnit::Us => 1_000,
         TimestampUnit::Ns => 1,
         TimestampUnit::ByMagnitude => match value.abs().to_string().len() {
-            ..=11 => 1_000_000_000,
-            ..=14 => 1_000_000,
-            ..=17 => 1_000,
+            0..=11 => 1_000_000_000,
+            12..=14 => 1_000_000,
+            15..=17 => 1_000,
             _ => 1,
         },
     };
