@@ -505,7 +505,7 @@ impl Protocol for Documents {
         // JSON is UTF-8, so the marks are nobody else's. A field follows the last tag, or the name.
         let mut parts = raw[1..].split(|&byte| byte == TAG_MARK);
         let first = parts.next().unwrap_or_default();
-        let last = parts.clone().last().map_or(Some(first), |tag| split(tag).map(|at| &tag[at + 1..]));
+        let last = parts.clone().next_back().map_or(Some(first), |tag| split(tag).map(|at| &tag[at + 1..]));
         let field = last.and_then(|last| split(last).map(|at| &last[at + 1..]));
         parsed.text().extend_from_slice(&first[..split(first).unwrap_or(first.len())]);
         parsed.end_name(Fault::NoName, field, copy, bounds)?;
@@ -534,6 +534,15 @@ fn describe(error: &simd_json::Error, body: &[u8], bounds: &Bounds) -> JsonError
     if let Err(error) = std::str::from_utf8(body) {
         return JsonError { offset: error.valid_up_to(), message: "invalid JSON: not UTF-8".to_owned() };
     }
+    // both that, and a document that does not begin well, have the same error; it is at the last byte that was good
+    let after_end = match error.error() {
+        ErrorType::TrailingData => true,
+        ErrorType::InternalError => {
+            let before = body.get(..error.index()).unwrap_or_default().trim_ascii_end();
+            matches!(body.get(error.index()), Some(b']' | b'}')) && before.last() != Some(&b',')
+        }
+        _ => false,
+    };
     let (offset, what) = match error.error() {
         ErrorType::DepthLimitExceeded => {
             let depth_max = bounds.json_depth_max;
@@ -543,15 +552,44 @@ fn describe(error: &simd_json::Error, body: &[u8], bounds: &Bounds) -> JsonError
         ErrorType::InputTooLarge => (0, "the document is too large"),
         ErrorType::Eof => (body.len(), "it is empty or ends too early"),
         ErrorType::InvalidNumber => (error.index(), "invalid number"),
-        ErrorType::InvalidEscape | ErrorType::InvalidUnicodeCodepoint => (error.index(), "invalid escape in a string"),
-        _ if error.index() == 0 => match bad_string(body) {
-            Some(found) => found,
-            None => (0, "unexpected character"),
-        },
-        ErrorType::TrailingData => (error.index(), "something follows the document"),
+        // the vector code for strings tells no place
+        ErrorType::InvalidEscape | ErrorType::InvalidUnicodeCodepoint | ErrorType::InvalidUtf8 => {
+            (bad_escape(body).unwrap_or(0), "invalid escape in a string")
+        }
+        _ if after_end => (after_blanks(body, error.index() + 1), "something follows the document"),
+        _ if error.index() == 0 => bad_string(body).unwrap_or((0, "unexpected character")),
+        ErrorType::Syntax => (body.len(), "it ends too early"),
         _ => (error.index(), "unexpected character"),
     };
     JsonError { offset: offset.min(body.len()), message: format!("invalid JSON: {what}") }
+}
+
+fn after_blanks(body: &[u8], at: usize) -> usize {
+    let rest = body.get(at..).unwrap_or_default();
+    at + rest.iter().take_while(|&&byte| matches!(byte, b' ' | b'\t' | b'\n' | b'\r')).count()
+}
+
+/// The first backslash that begins no escape, or half of a surrogate pair.
+fn bad_escape(body: &[u8]) -> Option<usize> {
+    let unit = |at: usize| {
+        let digits = std::str::from_utf8(body.get(at + 2..at + 6)?).ok()?;
+        let hex = body.get(at..at + 2)? == b"\\u" && digits.bytes().all(|byte| byte.is_ascii_hexdigit());
+        hex.then(|| u32::from_str_radix(digits, 16).ok()).flatten()
+    };
+    let mut at = 0;
+    while let Some(found) = body.get(at..).and_then(|rest| memchr::memchr(b'\\', rest)) {
+        at += found;
+        at += match body.get(at + 1) {
+            Some(b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't') => 2,
+            Some(b'u') => match unit(at) {
+                Some(0xD800..0xDC00) if matches!(unit(at + 6), Some(0xDC00..0xE000)) => 12,
+                Some(0..0xD800 | 0xE000..) => 6,
+                _ => return Some(at),
+            },
+            _ => return Some(at),
+        };
+    }
+    None
 }
 
 /// The first string that has a control character in it, or no end.

@@ -81,13 +81,7 @@ impl LineDecoder {
     }
 
     /// One line from its first byte on; answers where it ends, and its timestamp.
-    fn line(
-        &mut self,
-        body: &[u8],
-        start: usize,
-        unit: TimestampUnit,
-        bounds: &Bounds,
-    ) -> Result<(usize, i64), Stop> {
+    fn line(&mut self, body: &[u8], start: usize, unit: TimestampUnit, bounds: &Bounds) -> Result<(usize, i64), Stop> {
         let end = end_of_series(body, start)?;
         if end - start > bounds.series_bytes_max as usize {
             let fault = Fault::TooLong { what: "measurement and tags", bytes_max: bounds.series_bytes_max };
@@ -211,7 +205,7 @@ fn end_of_field_key(body: &[u8], start: usize) -> Result<usize, Stop> {
             _ => before = byte,
         }
     }
-    let fault = if start == body.len() { Fault::MissingFieldKey } else { Fault::MissingFieldValue };
+    let fault = if matches!(&body[start..], b"" | b"\r") { Fault::MissingFieldKey } else { Fault::MissingFieldValue };
     Err(Stop::new(fault, body.len()))
 }
 
@@ -315,7 +309,8 @@ fn skip_line(body: &[u8], mut at: usize) -> usize {
         if body[at] == b'\n' {
             return at + 1;
         }
-        if at > 0 && body[at - 1] == b'=' {
+        let opens = body[..at].ends_with(b"=") && !body[..at].ends_with(b"\\=");
+        if opens {
             match closing_quote(body, at + 1) {
                 Some(close) if ends_value(body, close + 1) => at = close,
                 _ => return end_of_line(body, at),
@@ -365,9 +360,12 @@ struct Lines<'a> {
 impl Protocol for Lines<'_> {
     fn parse_key(raw: &[u8], bounds: &Bounds, parsed: &mut ParsedKey) -> Result<(), Fault> {
         parsed.clear();
-        // a body may contain 0xFF bytes of its own, then this finds a field key that is no UTF-8, and refuses it
         let mark = memchr(FIELD_MARK, raw).unwrap_or(raw.len());
         let (mut rest, field) = (&raw[1..mark], raw.get(mark + 1..).unwrap_or_default());
+        if memchr(FIELD_MARK, field).is_some() {
+            // one of them is the body's own, so this is no UTF-8, and the key cannot be told apart
+            return Err(Fault::NotText { what: "measurement, tags and field keys" });
+        }
 
         let end = separator(b',', rest).unwrap_or(rest.len());
         unescape_measurement(&rest[..end], parsed.text());

@@ -30,9 +30,7 @@ mod reference;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]
-use crate::point::{
-    Batch, Kind, NO_TIMESTAMP, Reason, Rejection, Rejections, SeriesId, SeriesRef, SeriesResolver,
-};
+use crate::point::{Batch, Kind, NO_TIMESTAMP, Reason, Rejection, Rejections, SeriesId, SeriesRef, SeriesResolver};
 
 /// What a request may hold. See the contract above: names and tags are checked when a raw key is met first.
 #[derive(Clone, Debug, PartialEq, Eq)]

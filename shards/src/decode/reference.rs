@@ -50,13 +50,14 @@ fn after_newline(rest: &[u8], at: usize) -> &[u8] {
 
 /// The first newline that is in no string; a string that does not close well is none.
 fn line_end(rest: &[u8]) -> Option<usize> {
-    let series = (0..rest.len()).find(|&at| rest[at] == b'\n' || rest[at] == b' ' && (at == 0 || rest[at - 1] != b'\\'))?;
+    let series =
+        (0..rest.len()).find(|&at| rest[at] == b'\n' || rest[at] == b' ' && (at == 0 || rest[at - 1] != b'\\'))?;
     let mut at = series;
     while at < rest.len() {
         if rest[at] == b'\n' {
             return Some(at);
         }
-        if rest[at] == b'"' && rest[at - 1] == b'=' {
+        if rest[at] == b'"' && rest[at - 1] == b'=' && rest[at - 2] != b'\\' {
             match string_end(&rest[at..]) {
                 Some(len) if ends_value(&rest[at + len..]) => at += len - 1,
                 _ => return rest[at..].iter().position(|&byte| byte == b'\n').map(|found| at + found),
@@ -152,16 +153,16 @@ fn one_line(line: &[u8], unit: TimestampUnit, bounds: &Bounds) -> Result<Line, (
 }
 
 fn time(text: &[u8], unit: TimestampUnit) -> Option<i64> {
-    let value: i128 = i64::from_str_radix(std::str::from_utf8(text).ok()?, 10).ok()?.into();
+    let value: i128 = std::str::from_utf8(text).ok()?.parse::<i64>().ok()?.into();
     let scale = match unit {
         TimestampUnit::S => 1_000_000_000,
         TimestampUnit::Ms => 1_000_000,
         TimestampUnit::Us => 1_000,
         TimestampUnit::Ns => 1,
         TimestampUnit::ByMagnitude => match value.abs().to_string().len() {
-            ..=11 => 1_000_000_000,
-            ..=14 => 1_000_000,
-            ..=17 => 1_000,
+            0..=11 => 1_000_000_000,
+            12..=14 => 1_000_000,
+            15..=17 => 1_000,
             _ => 1,
         },
     };
@@ -237,6 +238,9 @@ fn name(series: &[u8], field: &[u8], bounds: &Bounds) -> Result<String, Reason> 
         let text = std::str::from_utf8(text).map_err(|_| Reason::InvalidText)?;
         if text.chars().any(char::is_control) { Err(Reason::InvalidText) } else { Ok(()) }
     };
+    if series.contains(&0xFF) || field.contains(&0xFF) {
+        return Err(Reason::InvalidText);
+    }
     let (measurement, tags) = split(series, b',').map_or((series, None), |(name, tags)| (name, Some(tags)));
     if measurement.is_empty() {
         return Err(Reason::MissingName);

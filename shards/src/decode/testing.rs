@@ -126,7 +126,10 @@ fn check_words(rejected: &Decoded) {
 }
 
 /// A body means the same to the reference, and to a decoder that has seen it before.
-pub fn check_line(body: &[u8], reference: impl Fn(&[u8], TimestampUnit, &Bounds) -> (Vec<String>, [u32; Reason::COUNT])) {
+pub fn check_line(
+    body: &[u8],
+    reference: impl Fn(&[u8], TimestampUnit, &Bounds) -> (Vec<String>, [u32; Reason::COUNT]),
+) {
     let small = Bounds {
         points_max: 3,
         name_bytes_max: 8,
@@ -222,7 +225,9 @@ fn json_element(element: &serde_json::Value) -> Result<Option<Vec<String>>, u32>
             refused |= !value.is_number();
             vec![("value", value)]
         }
-        (None, Some(Value::Object(fields))) if !fields.is_empty() => fields.iter().map(|(k, v)| (k.as_str(), v)).collect(),
+        (None, Some(Value::Object(fields))) if !fields.is_empty() => {
+            fields.iter().map(|(k, v)| (k.as_str(), v)).collect()
+        }
         _ => return Err(1),
     };
     match element.get("tags") {
