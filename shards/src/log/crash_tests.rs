@@ -213,10 +213,13 @@ impl Run<'_> {
             let bytes = bytes.to_vec();
             let image = self.disk.images.get_mut(&op.segment_id).expect("a prepared segment");
             let result = match op.kind {
-                OpKind::Write { offset, len, .. } => {
+                OpKind::Write { offset, len, dsync, .. } => {
                     assert_eq!(len as usize, bytes.len());
                     let short = if fault { self.random.below(bytes.len() as u64) as usize } else { bytes.len() };
                     image.pending.push((offset, bytes[..short / 512 * 512].to_vec()));
+                    if dsync && !fault {
+                        image.flush();
+                    }
                     match fault {
                         true if self.random.one_in(2) => -libc::ENOSPC,
                         _ => short as i32,
@@ -264,10 +267,11 @@ fn crashes_and_restarts(seed: u64, fault_one_in: u64) {
     let (mut appended, mut next) = (Vec::new(), 0);
     let dir = scratch_dir();
     let mut start = LogStart::empty();
+    let mode = if seed % 4 == 3 { WriteMode::Dsync } else { WriteMode::WriteThenFlush };
     for _ in 0..3 {
         let known = appended.len();
         let mut run = Run {
-            writer: LogWriter::new(config(), start),
+            writer: LogWriter::new(WriterConfig { mode, ..config() }, start),
             disk: &mut disk,
             random: &mut random,
             keys: &keys,

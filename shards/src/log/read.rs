@@ -233,7 +233,8 @@ impl SegmentReader {
     }
 
     fn ours(&self, header: &BlockHeader, at: u64) -> bool {
-        header.offset == at
+        header.segment_id == self.segment_id
+            && header.offset == at
             && self.log_id.is_none_or(|id| header.log_id == id)
             && self.salt.is_none_or(|salt| header.salt == salt)
             && self.last_block.is_none_or(|last| last == u64::MAX || header.block_seq > last)
