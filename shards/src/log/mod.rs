@@ -33,7 +33,7 @@ pub use blocking::BlockingLog;
 pub use case::{BlockCase, SegmentCase};
 pub use names::{NameMap, names_in};
 pub use prepare::{Prepare, PreparedSegment, prepare_segment};
-pub use read::{Block, Damage, LogReader, ReadItem, SegmentReader};
+pub use read::{Block, Damage, LogReader, ReadItem, SegmentReader, TO_THE_TAIL};
 pub use record::{BatchDecoder, Envelope, EnvelopeView, RecordError};
 pub use recover::{Recovered, SegmentInfo, recover};
 pub use segment::{HeaderError, SegmentHeader, segment_file_name, segment_id_of};
