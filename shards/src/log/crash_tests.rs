@@ -130,7 +130,7 @@ pub(super) fn push(batch: &mut Batch, series: u32, value: u64) {
 }
 
 /// All values of a log in order, each checked against its series' name.
-pub(super) fn read_all(log_id: u32, spans: Vec<ReadSpan>, keys: &Keys) -> (Vec<u64>, Vec<Damage>) {
+pub(super) fn read_all(log_id: u32, spans: Vec<ReadSpan>, keys: &Keys, strict: bool) -> (Vec<u64>, Vec<Damage>) {
     let (mut values, mut damage) = (Vec::new(), Vec::new());
     let mut reader = LogReader::new(log_id, spans, None);
     let mut decoder = BatchDecoder::default();
@@ -151,7 +151,11 @@ pub(super) fn read_all(log_id: u32, spans: Vec<ReadSpan>, keys: &Keys) -> (Vec<u
             assert_eq!(view.client, "10.0.0.1");
             for n in 0..batch.len() {
                 let series = batch.series[n];
-                assert_eq!(reader.names().get(series), Some(keys.key(series)), "the name of series {series}");
+                // Two damaged blocks in a row may cost a name; a wrong one is never given.
+                match reader.names().get(series) {
+                    None if strict => panic!("series {series} has no name"),
+                    key => assert_eq!(key.unwrap_or(keys.key(series)), keys.key(series)),
+                }
                 assert_eq!(batch.timestamps_ns[n], 1_700_000_000_000_000_000 + batch.bits[n] as i64);
                 values.push(batch.bits[n]);
             }
@@ -209,10 +213,13 @@ impl Run<'_> {
             let bytes = bytes.to_vec();
             let image = self.disk.images.get_mut(&op.segment_id).expect("a prepared segment");
             let result = match op.kind {
-                OpKind::Write { offset, len, .. } => {
+                OpKind::Write { offset, len, dsync, .. } => {
                     assert_eq!(len as usize, bytes.len());
                     let short = if fault { self.random.below(bytes.len() as u64) as usize } else { bytes.len() };
                     image.pending.push((offset, bytes[..short / 512 * 512].to_vec()));
+                    if dsync && !fault {
+                        image.flush();
+                    }
                     match fault {
                         true if self.random.one_in(2) => -libc::ENOSPC,
                         _ => short as i32,
@@ -260,10 +267,11 @@ fn crashes_and_restarts(seed: u64, fault_one_in: u64) {
     let (mut appended, mut next) = (Vec::new(), 0);
     let dir = scratch_dir();
     let mut start = LogStart::empty();
+    let mode = if seed % 4 == 3 { WriteMode::Dsync } else { WriteMode::WriteThenFlush };
     for _ in 0..3 {
         let known = appended.len();
         let mut run = Run {
-            writer: LogWriter::new(config(), start),
+            writer: LogWriter::new(WriterConfig { mode, ..config() }, start),
             disk: &mut disk,
             random: &mut random,
             keys: &keys,
@@ -285,7 +293,7 @@ fn crashes_and_restarts(seed: u64, fault_one_in: u64) {
         disk.store(dir.path());
         let recovered = recover(dir.path(), LOG, NODE).expect("the directory can be listed");
         assert_eq!(recovered.damage, [], "seed {seed}: a crash is no damage");
-        let (values, damage) = read_all(LOG, recovered.start.history.clone(), &keys);
+        let (values, damage) = read_all(LOG, recovered.start.history.clone(), &keys, true);
         assert_eq!(damage, [], "seed {seed}");
         assert!(values.len() >= acknowledged, "seed {seed}: {} of {acknowledged} acknowledged", values.len());
         assert!(appended.starts_with(&values), "seed {seed}: recovered is a prefix of appended");
@@ -308,9 +316,10 @@ fn what_was_acknowledged_survives_power_loss_at_any_sector() {
     (0..200).for_each(|seed| crashes_and_restarts(seed, 0));
 }
 
+/// Seed 1263 once lost count of points where a segment had lost its header and repeated a block of the one before.
 #[test]
 fn failed_flushes_short_writes_and_hangs_lose_nothing_acknowledged() {
-    (1_000..1_200).for_each(|seed| crashes_and_restarts(seed, 12));
+    (1_100..1_300).for_each(|seed| crashes_and_restarts(seed, 12));
 }
 
 /// A log of one segment with `blocks` blocks of 30 points, cleanly flushed; blocks two and up use names of block one.
@@ -356,7 +365,7 @@ fn damage_to_any_one_block_costs_that_blocks_points_and_no_others() {
             let recovered = recover(dir.path(), LOG, NODE).expect("recover");
             let lost: u64 = recovered.damage.iter().map(|d| d.points).sum();
             assert_eq!((lost, recovered.start.next_point), (30, 240), "block {n}, {what}");
-            let (read, _) = read_all(LOG, recovered.start.history, &keys);
+            let (read, _) = read_all(LOG, recovered.start.history, &keys, true);
             let expected: Vec<u64> = values.iter().copied().filter(|v| v / 30 != n as u64).collect();
             assert_eq!(read, expected, "block {n}, {what}");
             let report = verify(dir.path(), LOG, NODE).expect("verify");
@@ -402,7 +411,7 @@ fn no_mutation_of_a_segment_panics_or_changes_a_point() {
         }
         std::fs::write(&path, &bad).expect("write");
         let recovered = recover(dir.path(), LOG, NODE).expect("recover");
-        let (read, _) = read_all(LOG, recovered.start.history, &keys_checked(&keys));
+        let (read, _) = read_all(LOG, recovered.start.history, &keys, false);
         let mut at = 0;
         for value in read {
             at += values[at..].iter().position(|&v| v == value).unwrap_or_else(|| panic!("round {round}: {value}")) + 1;
@@ -416,10 +425,6 @@ fn no_mutation_of_a_segment_panics_or_changes_a_point() {
             }
         }
     }
-}
-
-fn keys_checked(keys: &Keys) -> Keys {
-    Keys(keys.0.clone())
 }
 
 #[test]

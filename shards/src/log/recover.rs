@@ -10,6 +10,7 @@ use super::prepare::{fill, open, sync_dir};
 use super::read::{Damage, ReadItem, SegmentReader, TO_THE_TAIL};
 use super::segment::{HeaderError, SegmentHeader, segment_id_of};
 use super::writer::{LogStart, PreviousEnd, ReadSpan};
+use std::cmp::Ordering;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -64,12 +65,14 @@ pub fn recover(dir: &Path, log_id: u32, node_id: u128) -> io::Result<Recovered> 
 
     // From the newest back to the first whose end the segment behind it knows.
     let first_tail = tail_begins(&used);
+    let ends = ends_told(&used);
     let mut epoch = used.iter().filter_map(|found| found.header.ok()).map(|header| header.epoch).max().unwrap_or(0);
-    let mut blocks = used.iter().filter_map(|f| f.header.ok()).map(|h| h.durable_upto.max(h.first_block - 1)).max();
+    let mut blocks =
+        used.iter().filter_map(|f| f.header.ok()).map(|h| h.durable_upto.max(h.first_block.saturating_sub(1))).max();
     let mut next_point: Option<u64> = None;
     for (n, found) in used.iter().enumerate() {
         let behind = used.get(n + 1).and_then(|next| next.header.ok());
-        let end = end_told(found.segment_id, behind.as_ref());
+        let end = ends[n];
         let mut info = SegmentInfo {
             segment_id: found.segment_id,
             path: found.path.clone(),
@@ -79,7 +82,7 @@ pub fn recover(dir: &Path, log_id: u32, node_id: u128) -> io::Result<Recovered> 
             last_stamp_ns: behind.map(|header| header.created_stamp_ns),
             first_point: found.header.ok().map(|header| header.first_point),
         };
-        if let Some(header) = found.header.ok() {
+        if let Ok(header) = found.header {
             out.last_stamp_ns = out.last_stamp_ns.max(Some(header.created_stamp_ns));
             next_point = next_point.max(Some(header.first_point));
             // Also right when that segment is gone: the chain of ends goes on.
@@ -115,10 +118,10 @@ pub fn recover(dir: &Path, log_id: u32, node_id: u128) -> io::Result<Recovered> 
         }
         out.segments.push(info);
     }
-    out.start.epoch = epoch + 1;
+    out.start.epoch = epoch.saturating_add(1);
     out.start.next_point = next_point.unwrap_or(0);
     // Blocks that were torn so that no number can be read had one all the same: a wide step keeps numbers unique.
-    out.start.next_block = blocks.map_or(1, |last| last + 1 + BLOCKS_STEP);
+    out.start.next_block = blocks.map_or(1, |last| last.saturating_add(1 + BLOCKS_STEP));
     if !used.is_empty() {
         sync_dir(dir)?;
     }
@@ -219,17 +222,19 @@ pub(crate) fn list(dir: &Path, log_id: u32, node_id: u128) -> io::Result<Listing
     Ok(out)
 }
 
-/// Where a segment ends, when the one behind it says so. A segment that the next one does not even name held nothing
-/// durable.
-pub(crate) fn end_told(segment_id: u64, behind: Option<&SegmentHeader>) -> Option<u64> {
-    let behind = behind?;
-    if behind.previous_segment == segment_id {
-        Some(behind.previous_end)
-    } else if behind.previous_segment < segment_id {
-        Some(PAGE_BYTES as u64)
-    } else {
-        None
-    }
+/// Where each segment ends, when a header behind it says so: the nearest sound one, as that of the very next may be lost.
+/// A segment that it does not name although it could held nothing durable. (What stands in such places may bear point
+/// numbers that were given again after a restart: it must not be read.)
+pub(crate) fn ends_told(used: &[Found]) -> Vec<Option<u64>> {
+    let end = |(n, found): (usize, &Found)| {
+        let behind = used[n + 1..].iter().find_map(|found| found.header.ok())?;
+        match behind.previous_segment.cmp(&found.segment_id) {
+            Ordering::Equal => Some(behind.previous_end),
+            Ordering::Less => Some(PAGE_BYTES as u64),
+            Ordering::Greater => None,
+        }
+    };
+    used.iter().enumerate().map(end).collect()
 }
 
 /// The first segment that has to be read: the newest, and those before it while headers do not tell where they end.

@@ -9,7 +9,7 @@ use super::names::NameMap;
 use super::prepare::fill;
 use super::read::{Damage, ReadItem, SegmentReader, TO_THE_TAIL};
 use super::record::{BatchDecoder, EnvelopeView};
-use super::recover::{Listing, end_told, list, open_existing};
+use super::recover::{Found, Listing, ends_told, list, open_existing};
 use super::writer::{Position, ReadSpan};
 use crate::point::{Batch, SeriesRef};
 use std::io::{self, Read, Seek, SeekFrom};
@@ -92,17 +92,14 @@ fn key_of<'a>(batch: &'a Batch, n: usize, names: &'a NameMap) -> Option<&'a [u8]
 
 /// What to read to have everything in a directory, as far as its headers tell.
 pub(crate) fn spans(listing: &Listing) -> Vec<ReadSpan> {
-    let used = &listing.used;
-    let span = |(n, found): (usize, &super::recover::Found)| {
-        let behind = used.get(n + 1).and_then(|next| next.header.ok());
-        ReadSpan {
-            segment_id: found.segment_id,
-            path: found.path.clone(),
-            from: PAGE_BYTES as u64,
-            to: end_told(found.segment_id, behind.as_ref()).unwrap_or(TO_THE_TAIL),
-        }
+    let ends = ends_told(&listing.used);
+    let span = |(found, end): (&Found, Option<u64>)| ReadSpan {
+        segment_id: found.segment_id,
+        path: found.path.clone(),
+        from: PAGE_BYTES as u64,
+        to: end.unwrap_or(TO_THE_TAIL),
     };
-    used.iter().enumerate().map(span).collect()
+    listing.used.iter().zip(ends).map(span).collect()
 }
 
 fn walk(log_id: u32, listing: &Listing, report: &mut Report, mut each: impl FnMut(DumpRecord)) -> io::Result<()> {
