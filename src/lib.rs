@@ -11,3 +11,7 @@ pub mod placement;
 pub mod rebuild;
 pub mod reducer;
 pub mod sockets;
+pub mod flush_probe;
+pub mod log_command;
+pub mod process;
+pub mod translate;

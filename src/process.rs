@@ -1,0 +1,592 @@
+//! `metricstream run`: the order of a start and of a stop.
+//!
+//! Start: judge the machine, take the data directory and the ports, recover the tails of the logs, then serve; windows
+//! are rebuilt from the logs beside live traffic. Stop (SIGTERM, SIGINT): accept no more, answer what was received,
+//! flush, fold, let the reducer log what is closed, exit 0. A second signal ends the process at once, which loses
+//! nothing that was acknowledged from disk.
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crossbeam_queue::ArrayQueue;
+use metricstream_shards::counters::{Counters, Distributions};
+use metricstream_shards::http::{Route, Router};
+use metricstream_shards::log::{
+    AGGREGATE_LOG_ID, BlockingLog, LogReader, LogWriter, PAGE_BYTES, ReadItem, RecordKind, Recovered, WriteMode,
+    WriterConfig, recover,
+};
+use metricstream_shards::mailbox::{Doorbell, Mailbox};
+use metricstream_shards::ring::{probe, uring};
+use metricstream_shards::shard::Shard;
+use metricstream_shards::shard::settings::{Listener, Ports, Settings, Shared, Wake};
+use metricstream_shards::window::ShardMessage;
+use metricstream_shards::window::protocol::{ClockEvent, FoldClock};
+
+use crate::backplane::{executor, segments};
+use crate::config::{Config, Durability, FlushMode, ResolvedClient, Steering};
+use crate::data_dir::{self, DataDir, DataDirError};
+use crate::logging::LogLines;
+use crate::reducer::thread::{Reducer, Retention, SharedView, Store, View, wall_ns};
+use crate::reducer::{Books, Kind, ReducerCore, Recovery, Source};
+use crate::sockets;
+use crate::{admin, flush_probe, placement, rebuild, translate};
+
+/// Why `run` did not begin, or ended badly. Each is one sentence; `args::Exit` has the codes.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    #[error("{0}")]
+    Unfit(#[from] probe::Unfit),
+    #[error("{0}")]
+    DataDir(#[from] DataDirError),
+    #[error("{address} is in use by another process: stop it, or choose another address with {option}")]
+    PortInUse { address: SocketAddr, option: &'static str },
+    #[error("cannot listen on {address}: {error}")]
+    Listen { address: SocketAddr, error: io::Error },
+    #[error("the log in {path} cannot be read: {error}")]
+    Recover { path: PathBuf, error: io::Error },
+    #[error("{what}: {error}")]
+    Io { what: &'static str, error: io::Error },
+}
+
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+const MAILBOX_MESSAGES: usize = 1024;
+const NOTICES: usize = 256;
+/// The aggregate log is written by one thread, in larger blocks.
+const AGGREGATE_SEGMENT_BYTES_MAX: u64 = 64 << 20;
+const STOP_PATIENCE: Duration = Duration::from_secs(30);
+
+pub fn run(config: &Config, clients: &[ResolvedClient], lines: &LogLines) -> Result<(), RunError> {
+    let origin = Instant::now();
+    // Signals first: one that comes during the start must not be lost, nor kill.
+    let mut signals = signal_hook::iterator::Signals::new([signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT])
+        .map_err(|error| RunError::Io { what: "signals cannot be handled", error })?;
+
+    let cores = placement::cores();
+    let place = placement::place(&cores, config.node.shards as usize, config.node.pin);
+    let shard_count = place.shards.len();
+    probe::probe(probe::memlock_need_bytes(
+        shard_count,
+        uring::SQ_ENTRIES,
+        uring::CQ_ENTRIES,
+        uring::BUFFER_ENTRIES,
+    ))?;
+    raise_descriptor_limit(config.http.connections_max);
+
+    let data = DataDir::open(&config.node.data_dir)?;
+    let groups = listen(config, shard_count)?;
+    let admin_address = config.admin.listen;
+    let addresses: Vec<String> = groups
+        .iter()
+        .map(|(_, sockets)| sockets::local_address(&sockets[0]).map(|address| address.to_string()).unwrap_or_default())
+        .collect();
+    // Tried here, so that a taken port is refused before anything is served; the executor binds it for good.
+    match std::net::TcpListener::bind(admin_address) {
+        Ok(_) => {}
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+            return Err(RunError::PortInUse { address: admin_address, option: "--admin" });
+        }
+        Err(error) => return Err(RunError::Listen { address: admin_address, error }),
+    }
+
+    let mode = match config.log.flush {
+        FlushMode::Fdatasync => WriteMode::WriteThenFlush,
+        FlushMode::Dsync => WriteMode::Dsync,
+        FlushMode::Auto => match flush_probe::probe(&config.node.data_dir) {
+            Ok(probed) => {
+                tracing::info!(
+                    fdatasync_us = probed.fdatasync.as_micros() as u64,
+                    dsync_us = probed.dsync.as_micros() as u64,
+                    taken = flush_probe::mode_name(probed.mode),
+                    "tried how this disk flushes"
+                );
+                probed.mode
+            }
+            Err(error) => {
+                tracing::info!(%error, "this disk's flushes cannot be timed; taking fdatasync");
+                WriteMode::WriteThenFlush
+            }
+        },
+    };
+
+    // Recovery: the tails of all logs, also of shards that no longer exist.
+    let mut recovered = Vec::new();
+    let mut numbers = data.shards().map_err(|error| RunError::Io { what: "the logs cannot be listed", error })?;
+    numbers.extend((0..shard_count as u32).filter(|n| !numbers.contains(n)).collect::<Vec<_>>());
+    numbers.sort_unstable();
+    for &number in &numbers {
+        recovered.push((number, recover_log(&data.shard_log(number), number, data.node_id())?));
+    }
+    let aggregate_dir = data.aggregate_log();
+    let aggregate = recover_log(&aggregate_dir, AGGREGATE_LOG_ID, data.node_id())?;
+    let last_stamp_ns =
+        recovered.iter().map(|(_, log)| log).chain([&aggregate]).filter_map(|log| log.last_stamp_ns).max();
+    let from_aggregates = read_aggregates(&aggregate);
+    let spans = translate::spans(config);
+    let (clock, event) =
+        FoldClock::start(origin.elapsed().as_nanos() as i64, wall_ns(), last_stamp_ns, from_aggregates.era, spans);
+
+    let seeds = random_seeds();
+    let shared = Arc::new(Shared::new(seeds, config.limiter.clients_max as usize, clock.published()));
+    let settings = Arc::new(translate::settings(
+        config,
+        clients,
+        shard_count,
+        translate::Process { version: VERSION, seeds, started: rfc3339(wall_ns()) },
+    ));
+
+    // The floor: from the log, else what the horizon reaches back from now.
+    let now_ns = clock.now(origin.elapsed().as_nanos() as i64);
+    let mut from_aggregates = from_aggregates;
+    if from_aggregates.floor_ns == i64::MIN {
+        let align_ns = 3_600_000_000_000;
+        let floor_ns = now_ns - spans.lateness_ns - spans.horizon_ns;
+        from_aggregates.floor_ns = floor_ns - floor_ns.rem_euclid(align_ns.min(longest_window_ns(config)));
+    }
+    let floor_ns = from_aggregates.floor_ns;
+    shared.floor_ns.store(floor_ns, Ordering::Relaxed);
+    let refold_from_ns = floor_ns.saturating_sub(settings.fold.future_bound_ns);
+
+    // Who talks to whom.
+    let bell = Doorbell::new();
+    let stop_rebuild = Arc::new(AtomicBool::new(false));
+    let stop_reducer = Arc::new(AtomicBool::new(false));
+    let mut sources = Vec::new();
+    let mut rebuilds = Vec::new();
+    for (number, log) in &recovered {
+        let spans: Vec<_> = log
+            .start
+            .history
+            .iter()
+            .filter(|span| {
+                let info = log.segments.iter().find(|info| info.segment_id == span.segment_id);
+                info.and_then(|info| info.last_stamp_ns).is_none_or(|last| last >= refold_from_ns)
+            })
+            .cloned()
+            .collect();
+        if spans.is_empty() {
+            continue;
+        }
+        let mailbox = Mailbox::new(MAILBOX_MESSAGES, bell.clone());
+        sources.push((Source::Rebuild(rebuilds.len() as u16), mailbox.clone()));
+        rebuilds.push(rebuild::Log { log_id: *number, spans, mailbox });
+    }
+    let epoch = aggregate.start.epoch;
+    let core = ReducerCore::new(
+        translate::reducer(config, shard_count, rebuilds.len(), epoch),
+        from_aggregates,
+        origin.elapsed().as_nanos() as i64,
+    );
+
+    let mut shards = Vec::new();
+    let mut keepers = Vec::new();
+    let mut counters = Vec::new();
+    let mut wakes = Vec::new();
+    let mut depths: Vec<Arc<Mailbox<ShardMessage>>> = Vec::new();
+    let mut gauges = Vec::new();
+    let mut sockets_of: Vec<Vec<Listener>> = (0..shard_count).map(|_| Vec::new()).collect();
+    for (block, sockets) in groups {
+        let configured = &config.listen[block];
+        for (shard, socket) in sockets.into_iter().enumerate() {
+            sockets_of[shard].push(Listener {
+                socket,
+                router: Router::new(&configured.path_prefix),
+                memory: configured.durability == Durability::Memory,
+                trust_client_id: configured.trust_client_id_header,
+            });
+        }
+    }
+    let mut sockets_of = sockets_of.into_iter();
+    for (number, log) in recovered {
+        let log_gauges = Arc::new(segments::Gauges::default());
+        gauges.push((number, log_gauges.clone()));
+        let mut keeper = segments::Kept {
+            dir: data.shard_log(number),
+            segment_bytes: config.log.segment_bytes.bytes(),
+            bytes_max: config.log.bytes_max.bytes(),
+            retention: config.log.retention,
+            next_segment_id: log.start.next_segment_id,
+            segments: log
+                .segments
+                .iter()
+                .map(|info| (info.segment_id, info.path.clone(), info.last_stamp_ns.unwrap_or(i64::MAX)))
+                .collect(),
+            unused: log.unused.clone(),
+            shard: None,
+            gauges: log_gauges,
+        };
+        if number < shard_count as u32 {
+            let listeners = sockets_of.next().expect("one set of sockets a shard");
+            let wake = Arc::new(Wake::new().map_err(|error| RunError::Io { what: "no eventfd", error })?);
+            let prepared = Arc::new(ArrayQueue::new(config.log.spare_segments as usize));
+            let notices = Arc::new(ArrayQueue::new(NOTICES));
+            let mailbox = Mailbox::new(MAILBOX_MESSAGES, bell.clone());
+            let shard_counters = Arc::new(Counters::new(Route::ALL.len() + 1));
+            counters.push(shard_counters.clone());
+            wakes.push(wake.clone());
+            depths.push(mailbox.clone());
+            sources.push((Source::Shard(number as u16), mailbox.clone()));
+            keeper.shard =
+                Some(segments::Ports { prepared: prepared.clone(), notices: notices.clone(), wake: wake.clone() });
+            let writer = LogWriter::new(
+                WriterConfig {
+                    segment_bytes: config.log.segment_bytes.bytes(),
+                    block_bytes: ((config.log.segment_bytes.bytes() / 16) as usize).clamp(PAGE_BYTES, 1 << 20),
+                    undurable_bytes_max: config.log.unflushed_bytes_max.bytes() as usize,
+                    mode,
+                    ..WriterConfig::new(number, data.node_id(), random_seeds()[0])
+                },
+                log.start,
+            );
+            let ports = Ports { segments: prepared, notices, reducer: mailbox, wake, counters: shard_counters };
+            shards.push((number, writer, ports, listeners));
+        }
+        keepers.push(keeper);
+    }
+
+    // The reducer.
+    let view: SharedView = Arc::new(Mutex::new(View {
+        books: Books::default(),
+        closed: core.closed(),
+        series: 0,
+        windows: 0,
+        bytes: 0,
+        rebuilding: core.rebuilding(),
+        log_end_block: 0,
+        log_segments: 0,
+        log_bytes: 0,
+        log_unavailable: false,
+        spans: aggregate
+            .start
+            .history
+            .iter()
+            .map(|span| {
+                let info = aggregate.segments.iter().find(|info| info.segment_id == span.segment_id);
+                (span.clone(), info.and_then(|info| info.last_stamp_ns).unwrap_or(i64::MAX))
+            })
+            .collect(),
+        newest: "".into(),
+    }));
+    let aggregate_segment_bytes =
+        (config.log.aggregate_bytes_max.bytes() / 4).min(AGGREGATE_SEGMENT_BYTES_MAX) / (64 << 10) * (64 << 10);
+    let store = Store {
+        retention: Retention {
+            bytes_max: config.log.aggregate_bytes_max.bytes(),
+            age_max: config.log.aggregate_retention,
+        },
+        unused: aggregate.unused.clone(),
+        old: aggregate
+            .segments
+            .iter()
+            .map(|info| (info.segment_id, info.path.clone(), info.last_stamp_ns.unwrap_or(i64::MAX)))
+            .collect(),
+        log: BlockingLog::new(
+            &aggregate_dir,
+            LogWriter::new(
+                WriterConfig {
+                    segment_bytes: aggregate_segment_bytes,
+                    block_bytes: ((aggregate_segment_bytes / 16) as usize).clamp(PAGE_BYTES, 1 << 20),
+                    durable_bytes_max: 0,
+                    mode: WriteMode::WriteThenFlush,
+                    ..WriterConfig::new(AGGREGATE_LOG_ID, data.node_id(), random_seeds()[0])
+                },
+                aggregate.start,
+            ),
+        ),
+    };
+    let reducer = Reducer {
+        core,
+        clock,
+        origin,
+        sources,
+        bell,
+        shared: shared.clone(),
+        view: view.clone(),
+        stop: stop_reducer.clone(),
+    };
+    let reducer = spawn("ms-reducer", move || reducer.run(store))?;
+    if let ClockEvent::EraStarted { era, from_ns, to_ns } = event {
+        tracing::error!(
+            era,
+            back_s = (from_ns - to_ns) / 1_000_000_000,
+            "the logs hold stamps from beyond the horizon ahead of this clock: a new era of windows begins"
+        );
+    }
+
+    // The rebuild, beside everything else.
+    let fold = translate::fold(config, 1);
+    let stop = stop_rebuild.clone();
+    let rebuilding = spawn("ms-rebuild", move || {
+        for log in rebuilds {
+            let (begun, number) = (Instant::now(), log.log_id);
+            let rebuilt = rebuild::rebuild(log, fold, floor_ns, refold_from_ns, &stop);
+            tracing::info!(
+                shard = number,
+                blocks = rebuilt.blocks,
+                points = rebuilt.points,
+                damaged_points = rebuilt.damaged_points,
+                ms = begun.elapsed().as_millis() as u64,
+                "windows rebuilt from the log"
+            );
+        }
+    })?;
+
+    // The shards.
+    let mut threads: Vec<JoinHandle<()>> = Vec::new();
+    for (number, writer, ports, listeners) in shards {
+        let (settings, shared): (Arc<Settings>, Arc<Shared>) = (settings.clone(), shared.clone());
+        let core = place.shards[number as usize];
+        threads.push(spawn(&format!("ms-shard-{number}"), move || {
+            if let Some(core) = core
+                && !placement::pin_this_thread(core)
+            {
+                tracing::warn!(shard = number, core, "this shard cannot be bound to its core; it runs where it may");
+            }
+            let ring = uring::Ring::new(origin).expect("the probe made a ring like this one");
+            if let Some(core) = core {
+                let _ = ring.pin_workers(core);
+            }
+            Shard::new(ring, settings, shared, ports, listeners, writer, floor_ns).expect("memory for a shard").run();
+        })?);
+    }
+
+    // The backplane: segments and the admin listener.
+    let stop_backplane = Arc::new(AtomicBool::new(false));
+    let backplane = {
+        let (shared, stop_all) = (shared.clone(), stop_backplane.clone());
+        let window_reach_ns = settings.fold.future_bound_ns + longest_window_ns(config);
+        let core = place.backplane;
+        let node_id = data.node_id();
+        let view = view.clone();
+        spawn("ms-backplane", move || {
+            let state = admin::State {
+                version: VERSION,
+                node_id,
+                origin,
+                shared: shared.clone(),
+                distributions: RefCell::new(counters.iter().map(|_| Distributions::new()).collect()),
+                counters,
+                logs: gauges,
+                mailboxes: depths
+                    .into_iter()
+                    .map(|mailbox| Box::new(move || (mailbox.depth(), mailbox.capacity())) as Box<dyn Fn() -> _>)
+                    .collect(),
+                view,
+                listeners: addresses,
+                flush_mode: flush_probe::mode_name(mode),
+                kernel: kernel_release(),
+            };
+            let ended = executor::run(core, |backplane| async move {
+                let stop = Rc::new(Cell::new(false));
+                for keeper in keepers {
+                    let task = segments::keep(keeper, shared.clone(), window_reach_ns, stop.clone());
+                    backplane.spawn(executor::Queue::Disk, task);
+                }
+                match executor::Listener::bind(admin_address) {
+                    Ok(listener) => backplane.spawn(
+                        executor::Queue::Admin,
+                        admin::serve(backplane, listener, Rc::new(state), stop.clone()),
+                    ),
+                    Err(error) => tracing::error!(%admin_address, %error, "the admin listener cannot be opened"),
+                }
+                while !stop_all.load(Ordering::Acquire) {
+                    executor::sleep(Duration::from_millis(20)).await;
+                }
+                stop.set(true);
+            });
+            if let Err(error) = ended {
+                tracing::error!(%error, "the backplane ended");
+            }
+        })?
+    };
+    tracing::info!(
+        version = VERSION,
+        shards = shard_count,
+        admin = %admin_address,
+        data_dir = %config.node.data_dir.display(),
+        ms = origin.elapsed().as_millis() as u64,
+        "serving"
+    );
+
+    // Serve until told to stop.
+    let mut stopping_since: Option<Instant> = None;
+    loop {
+        for signal in signals.pending() {
+            if stopping_since.is_some() {
+                tracing::warn!(signal, "a second signal: ending at once");
+                std::process::exit(1);
+            }
+            tracing::info!(signal, "stopping: no new connections, answering and flushing what was received");
+            stopping_since = Some(Instant::now());
+            shared.draining.store(true, Ordering::Release);
+            stop_rebuild.store(true, Ordering::Release);
+            for wake in &wakes {
+                wake.ring();
+            }
+        }
+        lines.report_suppressed();
+        if stopping_since.is_some() && threads.iter().all(JoinHandle::is_finished) {
+            break;
+        }
+        if stopping_since.is_some_and(|since| since.elapsed() > config.node.drain_within + STOP_PATIENCE) {
+            tracing::error!("the shards do not end in time; what they had acknowledged from disk is safe");
+            std::process::exit(1);
+        }
+        std::thread::sleep(Duration::from_millis(if stopping_since.is_some() { 5 } else { 50 }));
+    }
+    for thread in threads {
+        let _ = thread.join();
+    }
+    let _ = rebuilding.join();
+    stop_reducer.store(true, Ordering::Release);
+    let _ = reducer.join();
+    stop_backplane.store(true, Ordering::Release);
+    let _ = backplane.join();
+    tracing::info!(
+        ms = stopping_since.map_or(0, |since| since.elapsed().as_millis() as u64),
+        "stopped; everything acknowledged is on disk"
+    );
+    lines.report_suppressed();
+    Ok(())
+}
+
+fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, RunError> {
+    std::thread::Builder::new()
+        .name(name.to_string())
+        .spawn(body)
+        .map_err(|error| RunError::Io { what: "a thread cannot be started", error })
+}
+
+type Group = (usize, Vec<std::os::fd::OwnedFd>);
+
+/// All configured addresses: which `[[listen]]` block each belongs to, and a socket a shard.
+fn listen(config: &Config, shards: usize) -> Result<Vec<Group>, RunError> {
+    let steering = match config.limiter.steering {
+        Steering::Hash => sockets::Steering::Hash,
+        Steering::Address => sockets::Steering::Address,
+    };
+    let mut groups = Vec::new();
+    for (block, listen) in config.listen.iter().enumerate() {
+        for &address in &listen.addresses {
+            match sockets::listen(address, shards, steering) {
+                Ok(sockets) => groups.push((block, sockets)),
+                Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                    return Err(RunError::PortInUse { address, option: "--listen" });
+                }
+                Err(error) => return Err(RunError::Listen { address, error }),
+            }
+        }
+    }
+    Ok(groups)
+}
+
+fn recover_log(path: &std::path::Path, log_id: u32, node_id: u128) -> Result<Recovered, RunError> {
+    let recovered = recover(path, log_id, node_id)
+        .map_err(|error| RunError::Recover { path: path.to_path_buf(), error })?;
+    for note in &recovered.notes {
+        tracing::warn!(log = %path.display(), "{note}");
+    }
+    for damage in &recovered.damage {
+        tracing::error!(
+            log = %path.display(),
+            segment_id = damage.segment_id,
+            from = damage.from,
+            to = damage.to,
+            points = damage.points,
+            "acknowledged data is damaged; everything around it is kept. See `metricstream log verify`"
+        );
+    }
+    if recovered.torn {
+        tracing::info!(log = %path.display(), "the last write of the previous run was cut off before its flush; dropped");
+    }
+    Ok(recovered)
+}
+
+/// What the aggregate log says about M, F, the era and the windows above F.
+fn read_aggregates(recovered: &Recovered) -> crate::reducer::Recovered {
+    let mut recovery = Recovery::default();
+    // The results above F lie in the newest segments; older ones would only cost time.
+    let spans: Vec<_> = {
+        let history = &recovered.start.history;
+        history[history.len().saturating_sub(AGGREGATE_SEGMENTS_READ)..].to_vec()
+    };
+    let mut reader = LogReader::new(AGGREGATE_LOG_ID, spans, None);
+    while let Some(item) = reader.next_item() {
+        let ReadItem::Block(block) = item else { continue };
+        for record in block.records() {
+            let kind = match record.kind {
+                RecordKind::Aggregates => Kind::Aggregates,
+                RecordKind::Mark => Kind::Mark,
+                RecordKind::Era => Kind::Era,
+                RecordKind::Names | RecordKind::Batch => continue,
+            };
+            if let Err(error) = recovery.feed(kind, record.bytes) {
+                tracing::error!(?error, "a record of the aggregate log is malformed; its windows are written again");
+            }
+        }
+    }
+    recovery.finish()
+}
+
+/// Two would do (the floor moves faster than a segment fills); one more for good measure.
+const AGGREGATE_SEGMENTS_READ: usize = 3;
+
+fn longest_window_ns(config: &Config) -> i64 {
+    config.windows.windows.iter().map(|window| window.as_nanos() as i64).max().unwrap_or(60_000_000_000)
+}
+
+/// The soft limit of descriptors, raised as far as allowed.
+fn raise_descriptor_limit(connections_max: u32) {
+    let wanted = u64::from(connections_max) + 256;
+    match sockets::raise_descriptor_limit(wanted) {
+        Ok(limit) if limit < wanted => tracing::warn!(
+            limit,
+            wanted,
+            "fewer descriptors than http.connections_max needs: raise LimitNOFILE= (or `ulimit -n`), or lower the setting"
+        ),
+        Ok(_) => {}
+        Err(error) => tracing::warn!(%error, "the limit of descriptors cannot be read"),
+    }
+}
+
+fn random_seeds() -> [u64; 4] {
+    let bytes: [u8; 32] = data_dir::random();
+    std::array::from_fn(|n| u64::from_le_bytes(std::array::from_fn(|i| bytes[n * 8 + i])))
+}
+
+fn kernel_release() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/osrelease").map(|text| text.trim().to_string()).unwrap_or_default()
+}
+
+/// Civil time of a Unix time, in UTC (days-to-date after Howard Hinnant's `civil_from_days`).
+fn rfc3339(ns: i64) -> String {
+    let s = ns.div_euclid(1_000_000_000);
+    let (days, second) = (s.div_euclid(86_400), s.rem_euclid(86_400));
+    let z = days + 719_468;
+    let (era, day_of_era) = (z.div_euclid(146_097), z.rem_euclid(146_097));
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let mp = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * mp + 2) / 5 + 1;
+    let month = if mp < 10 { mp + 3 } else { mp - 9 };
+    let year = year_of_era + era * 400 + i64::from(month <= 2);
+    format!("{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z", second / 3600, second / 60 % 60, second % 60)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_unix_time_becomes_a_date() {
+        assert_eq!(rfc3339(0), "1970-01-01T00:00:00Z");
+        assert_eq!(rfc3339(1_700_000_000_000_000_000), "2023-11-14T22:13:20Z");
+        assert_eq!(rfc3339(951_782_400_000_000_000), "2000-02-29T00:00:00Z");
+    }
+}
