@@ -7,6 +7,8 @@
 
 pub mod aggregate_log;
 pub mod core;
+#[cfg(test)]
+mod core_tests;
 pub mod encode;
 pub mod exposition;
 pub mod query;
@@ -16,6 +18,7 @@ pub mod rules;
 mod series;
 #[cfg(test)]
 mod simulation;
+mod windows;
 
 pub use self::core::{Books, Progress, ReducerCore, Settings, Source};
 pub use aggregate_log::{AggregateLog, Kind, LogRefused};
