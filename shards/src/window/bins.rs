@@ -92,7 +92,7 @@ pub(super) fn index_of(value: f64) -> u32 {
     if exponent_field == 0 {
         return index_of_subnormal(bits);
     }
-    in_octave(exponent_field + 1051 - SINGLES_BITS, bits & FRACTION_MASK)
+    in_octave(exponent_field + 51 - SINGLES_BITS, bits & FRACTION_MASK)
 }
 
 /// `octave` counts from 2^(SINGLES_BITS - 1074): the exponent field less 1023, plus 1074, less SINGLES_BITS.
@@ -185,9 +185,9 @@ mod tests {
             last += 1;
         }
         for top in SINGLES_BITS..52 {
-            for k in 0..35 {
+            for (k, &edge) in EDGES[..35].iter().enumerate() {
                 // The least integer of `top + 1` bits in bin k.
-                let first = EDGES[k].div_ceil(1 << (52 - top));
+                let first = edge.div_ceil(1 << (52 - top));
                 let index = index_of(f64::from_bits(first));
                 let previous = index_of(f64::from_bits(first - 1));
                 assert!(index == previous + 1 || (top == SINGLES_BITS && index > previous), "{top} {k}");
@@ -195,8 +195,8 @@ mod tests {
             }
         }
         for exponent_field in 1..2047u64 {
-            for k in 0..35 {
-                let value = f64::from_bits((exponent_field << 52) | (EDGES[k] & FRACTION_MASK));
+            for &edge in &EDGES[..35] {
+                let value = f64::from_bits((exponent_field << 52) | (edge & FRACTION_MASK));
                 assert_eq!(index_of(value), last + 1, "{value:e}");
                 assert_eq!(index_of(value.next_down()), last, "{value:e}");
                 last += 1;

@@ -5,8 +5,10 @@
 //! results are pure functions of the points (`summary`), so shards, order and restarts do not show in them.
 
 mod bins;
+mod open;
 mod prefetch;
 
+pub mod fold;
 pub mod partial;
 pub mod protocol;
 pub mod set;

@@ -12,7 +12,10 @@
 //! Memory: a cell is 24 bytes and its first point lies inside it, which is all that most series need in 10 s. The
 //! second point allocates room for four entries of 16 bytes.
 
-use super::summary::{Aggregates, Summary};
+use super::{
+    prefetch::prefetch,
+    summary::{Aggregates, Summary},
+};
 
 /// Points kept one by one.
 pub const ENTRIES_MAX: usize = 64;
@@ -280,13 +283,21 @@ impl Cell {
         }
     }
 
-    /// The next thing that an insert will read, to be prefetched.
+    /// Asks for what an insert will read beyond the cell.
     #[inline]
-    pub(super) fn heap_hint(&self) -> *const u8 {
+    pub(super) fn prefetch_points(&self) {
         match &self.0 {
-            Form::One(entry) => (entry as *const Entry).cast(),
-            Form::Set(entries) => entries.as_ptr_range().end.cast(),
-            Form::Summary(summary) => (&raw const **summary).cast(),
+            Form::One(_) => {}
+            Form::Set(entries) => prefetch(entries.as_ptr_range().end),
+            Form::Summary(summary) => summary.prefetch(),
+        }
+    }
+
+    /// Asks for the count that an insert of this value into a summary will change.
+    #[inline]
+    pub(super) fn prefetch_bin(&self, value: f64) {
+        if let Form::Summary(summary) = &self.0 {
+            summary.prefetch_bin(value);
         }
     }
 }
@@ -300,4 +311,125 @@ fn settle(entry: &mut Entry, value: f64) -> Inserted {
         entry.value = value;
     }
     Inserted::Conflict
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn identity() -> impl Strategy<Value = Identity> {
+        prop_oneof![
+            6 => (0u64..50).prop_map(|n| Identity::at_offset(n * 200_000_000)),
+            1 => Just(Identity::ANONYMOUS),
+            1 => (0i64..5).prop_map(|n| Identity::hashed(b"key", n)),
+        ]
+    }
+
+    fn cell_of(points: &[(Identity, f64)]) -> Cell {
+        let mut cell = Cell::default();
+        points.iter().for_each(|&(identity, value)| {
+            cell.insert(identity, value);
+        });
+        cell
+    }
+
+    fn same(a: &Cell, b: &Cell) -> bool {
+        match (a.aggregates(), b.aggregates()) {
+            (Some(x), Some(y)) => x.same_bits(&y) && a.is_unchecked() == b.is_unchecked(),
+            (x, y) => x.is_none() && y.is_none(),
+        }
+    }
+
+    #[test]
+    fn a_cell_is_24_bytes_and_its_first_point_needs_no_more() {
+        assert_eq!(size_of::<Cell>(), 24);
+        assert_eq!(Cell::one(Identity::at_offset(5), 1.0).heap_bytes(), 0);
+        assert_eq!(Cell::default().heap_bytes(), 0);
+    }
+
+    #[test]
+    fn identities_of_different_kinds_never_meet() {
+        let largest = Identity::at_offset(Identity::OFFSET_MAX_NS);
+        for n in 0..1000 {
+            let hashed = Identity::hashed(b"some key", n);
+            assert!(hashed > largest && hashed < Identity::ANONYMOUS);
+            assert_ne!(hashed, Identity::hashed(b"some kez", n));
+            assert_ne!(hashed, Identity::hashed(b"some key\0", n));
+            assert_ne!(hashed, Identity::hashed(b"some key", n + 1));
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(300))]
+        #[test]
+        fn a_cell_holds_the_greatest_value_of_each_identity_in_any_order_and_grouping(
+            mut points in prop::collection::vec((identity(), prop::sample::select(vec![-0.0, 0.0, 1.0, 1e300, -2.5, 0.1])), 0..64),
+            cut in any::<prop::sample::Index>(),
+        ) {
+            let mut expected: Vec<f64> = Vec::new();
+            let mut known: std::collections::BTreeMap<Identity, f64> = Default::default();
+            for &(identity, value) in &points {
+                if identity.is_anonymous() {
+                    expected.push(value + 0.0);
+                } else {
+                    let greatest = known.entry(identity).or_insert(value + 0.0);
+                    *greatest = greatest.max(value + 0.0);
+                }
+            }
+            expected.extend(known.values());
+            let whole = cell_of(&points);
+            prop_assert_eq!(whole.count(), expected.len() as u64);
+            let mut summary = Summary::new();
+            expected.iter().for_each(|&v| summary.add(v));
+            let (from_set, from_summary) = (whole.aggregates(), summary.aggregates());
+            prop_assert_eq!(from_set.is_some(), from_summary.is_some());
+            if let (Some(a), Some(b)) = (from_set, from_summary) {
+                prop_assert!(a.same_bits(&b), "{:?} {:?}", a, b);
+            }
+
+            let at = if points.is_empty() { 0 } else { cut.index(points.len()) };
+            let (mut left, right) = (cell_of(&points[..at]), cell_of(&points[at..]));
+            let held = right.count();
+            let merged = left.merge(right.clone());
+            prop_assert!(same(&left, &whole));
+            prop_assert_eq!(merged.counted + merged.repeated, held);
+            let mut other_way = right;
+            other_way.merge(cell_of(&points[..at]));
+            prop_assert!(same(&other_way, &whole));
+            points.reverse();
+            prop_assert!(same(&cell_of(&points), &whole));
+        }
+
+        #[test]
+        fn without_identities_a_cell_of_any_size_is_exact(
+            values in prop::collection::vec(-1e3..1e3f64, 1..200), cut in any::<prop::sample::Index>(),
+        ) {
+            let points: Vec<_> = values.iter().map(|&v| (Identity::ANONYMOUS, v)).collect();
+            let at = cut.index(points.len());
+            let mut merged = cell_of(&points[at..]);
+            merged.merge(cell_of(&points[..at]));
+            let mut values = values.clone();
+            let expected = Aggregates::of(&mut values).expect("not empty");
+            prop_assert!(merged.aggregates().expect("not empty").same_bits(&expected));
+            prop_assert!(cell_of(&points).aggregates().expect("not empty").same_bits(&expected));
+            prop_assert!(!merged.is_unchecked());
+        }
+    }
+
+    #[test]
+    fn the_64th_point_is_still_checked_and_the_65th_is_not() {
+        let mut cell = Cell::default();
+        for n in 0..64 {
+            assert_eq!(cell.insert(Identity::at_offset(n), n as f64), Inserted::Counted);
+        }
+        assert_eq!(cell.insert(Identity::at_offset(3), 3.0), Inserted::Repeated);
+        assert_eq!(cell.insert(Identity::at_offset(3), 2.0), Inserted::Conflict);
+        assert_eq!(cell.entries()[3].value, 3.0, "the greater value stays");
+        assert!(!cell.is_unchecked());
+        cell.insert(Identity::at_offset(64), 0.0);
+        assert!(cell.is_unchecked());
+        assert_eq!(cell.count(), 65);
+        assert_eq!(cell.insert(Identity::at_offset(3), 3.0), Inserted::Counted, "it can no longer tell");
+    }
 }

@@ -112,12 +112,12 @@ impl ExactSum {
             return;
         }
         let (integer, exponent) = without_trailing_zeros(integer, exponent);
-        if let Form::Fixed { hi, lo, exponent: own } = &mut self.0 {
-            if let Some((total, chosen)) = add_fixed((join(*hi, *lo), *own), (integer, exponent)) {
-                (*hi, *lo) = split(total);
-                *own = chosen;
-                return;
-            }
+        if let Form::Fixed { hi, lo, exponent: own } = &mut self.0
+            && let Some((total, chosen)) = add_fixed((join(*hi, *lo), *own), (integer, exponent))
+        {
+            (*hi, *lo) = split(total);
+            *own = chosen;
+            return;
         }
         self.widen().add_integer(integer, exponent);
     }
@@ -309,7 +309,7 @@ mod tests {
     pub(crate) fn finite() -> impl Strategy<Value = f64> {
         prop_oneof![
             any::<u64>().prop_map(|bits| f64::from_bits(bits & !(0x400 << 52))),
-            any::<u64>().prop_map(|bits| f64::from_bits(bits)).prop_filter("finite", |v| v.is_finite()),
+            any::<u64>().prop_map(f64::from_bits).prop_filter("finite", |v| v.is_finite()),
             (-1e6..1e6f64),
             (-1000i32..1000).prop_map(|n| n as f64 / 10.0),
             prop::sample::select(vec![
@@ -394,6 +394,23 @@ mod tests {
         }
         assert_eq!(sum.heap_bytes(), 0);
         assert_eq!(size_of::<ExactSum>(), 24);
+    }
+
+    #[test]
+    fn ties_go_to_even_and_the_least_term_breaks_them() {
+        let two_53 = 9007199254740992.0;
+        let cases: [(&[f64], f64); 6] = [
+            (&[two_53, 1.0], two_53),
+            (&[two_53, 1.0, 5e-324], two_53 + 2.0),
+            (&[two_53, 1.0, -5e-324], two_53),
+            (&[two_53 + 2.0, 1.0], two_53 + 4.0),
+            (&[-two_53, -1.0, -1e-300], -two_53 - 2.0),
+            (&[f64::MAX, 2f64.powi(970), -5e-324], f64::MAX),
+        ];
+        for (terms, expected) in cases {
+            assert_eq!(ExactSum::of(terms), expected, "{terms:?}");
+        }
+        assert_eq!(ExactSum::of(&[f64::MAX, 2f64.powi(970)]), f64::INFINITY);
     }
 
     #[test]

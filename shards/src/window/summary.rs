@@ -4,7 +4,7 @@
 //! avg = sum / count; p50, p95 and p99 by the sketch's rank rule. It has the same bits whether it is computed from a
 //! small set of values or from a [`Summary`], and whichever way parts were merged. Values are finite; -0 counts as +0.
 
-use super::{set::Cell, sketch, sketch::Sketch, sum::ExactSum};
+use super::{prefetch::prefetch, set::Cell, sketch, sketch::Sketch, sum::ExactSum};
 
 /// The results of one window of one series.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -23,6 +23,22 @@ pub struct Aggregates {
 impl Aggregates {
     /// Of a few values, by sorting them; `None` of no values.
     pub fn of(values: &mut [f64]) -> Option<Aggregates> {
+        if let &mut [value] = values {
+            // The most frequent case by far. A representative clamped to [value, value] is the value.
+            let value = value + 0.0;
+            let all = Aggregates {
+                count: 1,
+                sum: value,
+                min: value,
+                max: value,
+                avg: value,
+                p50: value,
+                p95: value,
+                p99: value,
+            };
+            return Some(all);
+        }
+        values.iter_mut().for_each(|value| *value += 0.0); // -0 becomes +0
         values.sort_unstable_by(f64::total_cmp);
         let (&min, &max) = (values.first()?, values.last()?);
         let count = values.len() as u64;
@@ -147,7 +163,73 @@ impl Summary {
         *self = Summary { sketch, ..Summary::new() };
     }
 
+    /// Asks for all of it but what is on the heap.
+    #[inline]
+    pub(super) fn prefetch(&self) {
+        let start: *const u8 = (&raw const *self).cast();
+        for line in 0..size_of::<Summary>().div_ceil(64) {
+            prefetch(start.wrapping_add(64 * line));
+        }
+    }
+
+    #[inline]
+    pub(super) fn prefetch_bin(&self, value: f64) {
+        self.sketch.prefetch_bin(value);
+    }
+
     pub fn heap_bytes(&self) -> usize {
         self.sum.heap_bytes() + self.sketch.heap_bytes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use num_rational::BigRational;
+    use num_traits::ToPrimitive;
+    use proptest::prelude::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(100))]
+        #[test]
+        fn results_agree_with_rationals_and_a_sort_whatever_holds_the_values(
+            values in prop::collection::vec(prop_oneof![-1e3..1e3f64, Just(0.1), Just(1e-9), Just(0.0)], 1..200),
+            parts in 1usize..6,
+        ) {
+            let mut sorted = values.clone();
+            sorted.sort_by(f64::total_cmp);
+            let exact: BigRational = values.iter().map(|&v| BigRational::from_float(v).expect("finite")).sum();
+            let sum = exact.to_f64().expect("in range");
+            let got = Aggregates::of(&mut values.clone()).expect("not empty");
+            prop_assert_eq!((got.count, got.sum, got.avg), (values.len() as u64, sum, sum / values.len() as f64));
+            prop_assert_eq!((got.min, got.max), (sorted[0], sorted[sorted.len() - 1]));
+            for (q, quantile) in [(500, got.p50), (950, got.p95), (990, got.p99)] {
+                let at_rank = sorted[q * (sorted.len() - 1) / 1000];
+                prop_assert!((quantile - at_rank).abs() <= 0.01 * at_rank.abs());
+            }
+            let mut merged = Summary::new();
+            for part in values.chunks(values.len().div_ceil(parts)) {
+                let mut summary = Summary::new();
+                part.iter().for_each(|&v| summary.add(v));
+                merged.merge(&summary);
+            }
+            prop_assert!(merged.aggregates().expect("not empty").same_bits(&got));
+        }
+    }
+
+    #[test]
+    fn a_cleared_summary_is_a_new_one() {
+        let mut summary = Summary::new();
+        (0..500).for_each(|n| summary.add(n as f64));
+        summary.mark_unchecked();
+        summary.clear();
+        assert_eq!(summary, Summary::new());
+        assert!(summary.heap_bytes() > 0, "it keeps its memory");
+        assert_eq!(summary.aggregates(), None);
+        summary.add(-0.0);
+        let all = summary.aggregates().expect("one value");
+        assert!(all.same_bits(&Aggregates::of(&mut [-0.0]).expect("one value")));
+        assert_eq!(all.sum.to_bits(), 0);
+        assert_eq!(all.min.to_bits(), 0);
     }
 }
