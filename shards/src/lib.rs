@@ -3,5 +3,6 @@
 //!
 //! Stages do not import each other; they meet in [`point`], and only `shard` knows all of them.
 
+pub mod log;
 pub mod point;
 pub mod window;
