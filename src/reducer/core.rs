@@ -33,7 +33,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 const NS_PER_MS: i64 = 1_000_000;
 /// A record is appended when it has this many bytes: far below what the log takes, far above its block.
-const RECORD_BYTES: usize = 128 * 1024;
+const RECORD_BYTES: usize = 64 * 1024;
 
 #[derive(Clone, Debug)]
 pub struct Settings {

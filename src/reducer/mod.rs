@@ -15,6 +15,7 @@ pub mod query;
 pub mod record;
 pub mod recovery;
 pub mod rules;
+pub mod segment_log;
 mod series;
 #[cfg(test)]
 mod simulation;
