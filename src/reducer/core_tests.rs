@@ -75,11 +75,10 @@ fn a_window_closes_once_m_has_passed_its_end_and_is_visible_once_durable() {
     core.advance(0, 0, &mut log, 100);
     assert!(results(&log, 0).is_empty());
     mark(&mut core, 0, 10, 0);
-    log.refusals = 0;
     assert_eq!(core.advance(0, 0, &mut log, 1), Progress::More);
     assert_eq!(core.newest_of_rules().count(), 0);
-    log.refusals = 3;
-    for _ in 0..3 {
+    (log.refusals, log.flush_refusals) = (2, 2);
+    for _ in 0..4 {
         assert_eq!(core.advance(0, 0, &mut log, 100), Progress::Blocked);
     }
     assert!(core.closed().m_ns < 10 * S);
