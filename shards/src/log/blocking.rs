@@ -52,7 +52,8 @@ impl BlockingLog {
             let Some((file, bytes)) = self.writer.op_bytes(op.id) else { continue };
             let result = match op.kind {
                 OpKind::Write { offset, dsync, .. } => {
-                    let written = file.write_all_at(bytes, offset).map(|()| bytes.len() as i32);
+                    // Not `write_all_at`: a short write is a failure, for the writer to judge.
+                    let written = file.write_at(bytes, offset).map(|n| n as i32);
                     if dsync { written.and_then(|n| file.sync_data().map(|()| n)) } else { written }
                 }
                 OpKind::Flush => file.sync_data().map(|()| 0),

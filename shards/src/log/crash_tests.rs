@@ -213,10 +213,13 @@ impl Run<'_> {
             let bytes = bytes.to_vec();
             let image = self.disk.images.get_mut(&op.segment_id).expect("a prepared segment");
             let result = match op.kind {
-                OpKind::Write { offset, len, .. } => {
+                OpKind::Write { offset, len, dsync, .. } => {
                     assert_eq!(len as usize, bytes.len());
                     let short = if fault { self.random.below(bytes.len() as u64) as usize } else { bytes.len() };
                     image.pending.push((offset, bytes[..short / 512 * 512].to_vec()));
+                    if dsync && !fault {
+                        image.flush();
+                    }
                     match fault {
                         true if self.random.one_in(2) => -libc::ENOSPC,
                         _ => short as i32,
@@ -264,10 +267,11 @@ fn crashes_and_restarts(seed: u64, fault_one_in: u64) {
     let (mut appended, mut next) = (Vec::new(), 0);
     let dir = scratch_dir();
     let mut start = LogStart::empty();
+    let mode = if seed % 4 == 3 { WriteMode::Dsync } else { WriteMode::WriteThenFlush };
     for _ in 0..3 {
         let known = appended.len();
         let mut run = Run {
-            writer: LogWriter::new(config(), start),
+            writer: LogWriter::new(WriterConfig { mode, ..config() }, start),
             disk: &mut disk,
             random: &mut random,
             keys: &keys,
@@ -312,9 +316,10 @@ fn what_was_acknowledged_survives_power_loss_at_any_sector() {
     (0..200).for_each(|seed| crashes_and_restarts(seed, 0));
 }
 
+/// Seed 1263 once lost count of points where a segment had lost its header and repeated a block of the one before.
 #[test]
 fn failed_flushes_short_writes_and_hangs_lose_nothing_acknowledged() {
-    (1_000..1_200).for_each(|seed| crashes_and_restarts(seed, 12));
+    (1_100..1_300).for_each(|seed| crashes_and_restarts(seed, 12));
 }
 
 /// A log of one segment with `blocks` blocks of 30 points, cleanly flushed; blocks two and up use names of block one.

@@ -24,6 +24,8 @@ mod writer;
 
 #[cfg(test)]
 mod crash_tests;
+#[cfg(test)]
+mod format_tests;
 
 pub use aligned::AlignedBuf;
 pub use block::{BLOCK_HEADER_BYTES, BlockError, BlockHeader, RecordKind, RecordRef, Records, parse_block};
@@ -31,7 +33,7 @@ pub use blocking::BlockingLog;
 pub use case::{BlockCase, SegmentCase};
 pub use names::{NameMap, names_in};
 pub use prepare::{Prepare, PreparedSegment, prepare_segment};
-pub use read::{Block, Damage, LogReader, ReadItem, SegmentReader};
+pub use read::{Block, Damage, LogReader, ReadItem, SegmentReader, TO_THE_TAIL};
 pub use record::{BatchDecoder, Envelope, EnvelopeView, RecordError};
 pub use recover::{Recovered, SegmentInfo, recover};
 pub use segment::{HeaderError, SegmentHeader, segment_file_name, segment_id_of};

@@ -181,7 +181,8 @@ impl SegmentReader {
                     let points = header.first_point - expected;
                     return Step::Damage(Damage { segment_id: self.segment_id, from: self.at, to: self.at, points });
                 }
-                self.next_point = Some(header.end_point());
+                // Names written again before a superseded block bear that block's older point number.
+                self.next_point = Some(header.end_point().max(expected));
                 self.last_block = Some(header.block_seq);
                 return Step::Block(header);
             }

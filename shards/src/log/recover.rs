@@ -67,7 +67,8 @@ pub fn recover(dir: &Path, log_id: u32, node_id: u128) -> io::Result<Recovered> 
     let first_tail = tail_begins(&used);
     let ends = ends_told(&used);
     let mut epoch = used.iter().filter_map(|found| found.header.ok()).map(|header| header.epoch).max().unwrap_or(0);
-    let mut blocks = used.iter().filter_map(|f| f.header.ok()).map(|h| h.durable_upto.max(h.first_block - 1)).max();
+    let mut blocks =
+        used.iter().filter_map(|f| f.header.ok()).map(|h| h.durable_upto.max(h.first_block.saturating_sub(1))).max();
     let mut next_point: Option<u64> = None;
     for (n, found) in used.iter().enumerate() {
         let behind = used.get(n + 1).and_then(|next| next.header.ok());
@@ -81,7 +82,7 @@ pub fn recover(dir: &Path, log_id: u32, node_id: u128) -> io::Result<Recovered> 
             last_stamp_ns: behind.map(|header| header.created_stamp_ns),
             first_point: found.header.ok().map(|header| header.first_point),
         };
-        if let Some(header) = found.header.ok() {
+        if let Ok(header) = found.header {
             out.last_stamp_ns = out.last_stamp_ns.max(Some(header.created_stamp_ns));
             next_point = next_point.max(Some(header.first_point));
             // Also right when that segment is gone: the chain of ends goes on.
@@ -117,10 +118,10 @@ pub fn recover(dir: &Path, log_id: u32, node_id: u128) -> io::Result<Recovered> 
         }
         out.segments.push(info);
     }
-    out.start.epoch = epoch + 1;
+    out.start.epoch = epoch.saturating_add(1);
     out.start.next_point = next_point.unwrap_or(0);
     // Blocks that were torn so that no number can be read had one all the same: a wide step keeps numbers unique.
-    out.start.next_block = blocks.map_or(1, |last| last + 1 + BLOCKS_STEP);
+    out.start.next_block = blocks.map_or(1, |last| last.saturating_add(1 + BLOCKS_STEP));
     if !used.is_empty() {
         sync_dir(dir)?;
     }

@@ -367,7 +367,8 @@ impl LogWriter {
             }
         }
         let mut parts = Vec::new();
-        let mut todo = vec![0..batch.len()];
+        let whole = 0..batch.len();
+        let mut todo = vec![whole];
         while let Some(range) = todo.pop() {
             let part = record::slice(batch, range.clone());
             let bound = BatchEncoder::bound(envelope, &part);
