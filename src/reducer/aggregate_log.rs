@@ -27,8 +27,10 @@ pub trait AggregateLog {
 pub struct MemoryLog {
     pub records: Vec<(Kind, Vec<u8>)>,
     pub durable: usize,
-    /// Operations that will be refused before the next one succeeds.
+    /// Appends that will be refused before the next one succeeds.
     pub refusals: u32,
+    /// The same for flushes.
+    pub flush_refusals: u32,
 }
 
 impl MemoryLog {
@@ -36,19 +38,14 @@ impl MemoryLog {
     pub fn crash(&mut self, more: usize) {
         self.records.truncate(self.durable + more);
         self.durable = self.records.len();
-        self.refusals = 0;
-    }
-
-    fn refuse(&mut self) -> bool {
-        let refuse = self.refusals > 0;
-        self.refusals = self.refusals.saturating_sub(1);
-        refuse
+        (self.refusals, self.flush_refusals) = (0, 0);
     }
 }
 
 impl AggregateLog for MemoryLog {
     fn append(&mut self, kind: Kind, _stamp_ns: i64, _results: u32, bytes: &[u8]) -> Result<(), LogRefused> {
-        if self.refuse() {
+        if self.refusals > 0 {
+            self.refusals -= 1;
             return Err(LogRefused);
         }
         self.records.push((kind, bytes.to_vec()));
@@ -56,7 +53,8 @@ impl AggregateLog for MemoryLog {
     }
 
     fn flush(&mut self) -> Result<(), LogRefused> {
-        if self.refuse() {
+        if self.flush_refusals > 0 {
+            self.flush_refusals -= 1;
             return Err(LogRefused);
         }
         self.durable = self.records.len();

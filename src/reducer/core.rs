@@ -18,6 +18,7 @@ use super::{
     recovery::Recovered,
     rules::Rule,
     series::{SeriesTable, Subject, Unpacked},
+    windows::Windows,
 };
 use metricstream_shards::{
     point::series_key::{self, OVERFLOW_NAME},
@@ -28,14 +29,11 @@ use metricstream_shards::{
         summary::{Aggregates, Summary},
     },
 };
-use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
-    hash::{BuildHasherDefault, Hasher},
-};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 const NS_PER_MS: i64 = 1_000_000;
 /// A record is appended when it has this many bytes: far below what the log takes, far above its block.
-const RECORD_BYTES: usize = 128 * 1024;
+const RECORD_BYTES: usize = 64 * 1024;
 
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -936,79 +934,5 @@ fn release(series: &mut SeriesTable, subject: Subject) {
     match subject.unpack() {
         Unpacked::Series(n) => series.release(n),
         Unpacked::Target(n) => series.release_target(n),
-    }
-}
-
-/// Base windows by start.
-#[derive(Default)]
-struct Windows(BTreeMap<i64, Window>);
-
-#[derive(Default)]
-struct Window {
-    cells: HashMap<u32, Cell, BuildHasherDefault<NumberHasher>>,
-    heap_bytes: usize,
-}
-
-struct CellMerge {
-    counted: u64,
-    repeated: u64,
-    conflicts: u64,
-    changed: bool,
-}
-
-impl Windows {
-    /// The second value: the series had no cell there.
-    fn merge(&mut self, start_ns: i64, series: u32, cell: Cell) -> (CellMerge, bool) {
-        let window = self.0.entry(start_ns).or_default();
-        match window.cells.entry(series) {
-            std::collections::hash_map::Entry::Vacant(slot) => {
-                let counted = cell.count();
-                window.heap_bytes += cell.heap_bytes();
-                slot.insert(cell);
-                (CellMerge { counted, repeated: 0, conflicts: 0, changed: true }, true)
-            }
-            std::collections::hash_map::Entry::Occupied(mut slot) => {
-                let held = slot.get_mut();
-                let unchecked = held.is_unchecked();
-                window.heap_bytes -= held.heap_bytes();
-                let merged = held.merge(cell);
-                window.heap_bytes += held.heap_bytes();
-                let merge = CellMerge {
-                    counted: merged.counted,
-                    repeated: merged.repeated,
-                    conflicts: merged.conflicts,
-                    changed: merged.counted > 0 || merged.conflicts > 0 || held.is_unchecked() != unchecked,
-                };
-                (merge, false)
-            }
-        }
-    }
-
-    fn bytes(&self) -> usize {
-        self.0.values().map(Window::bytes).sum()
-    }
-}
-
-impl Window {
-    fn bytes(&self) -> usize {
-        // One control byte a slot, and an eighth of the slots stays empty.
-        self.heap_bytes + self.cells.capacity() * 8 / 7 * (size_of::<(u32, Cell)>() + 1)
-    }
-}
-
-/// For our own dense numbers, which no client chooses: one multiplication.
-#[derive(Default)]
-struct NumberHasher(u64);
-
-impl Hasher for NumberHasher {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-    fn write(&mut self, bytes: &[u8]) {
-        bytes.iter().for_each(|&byte| self.write_u32(u32::from(byte)));
-    }
-    fn write_u32(&mut self, n: u32) {
-        let product = (self.0 ^ u64::from(n)).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-        self.0 = product ^ (product >> 32);
     }
 }

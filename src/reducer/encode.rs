@@ -157,11 +157,11 @@ impl AggregatesEncoder {
         let one_value = [a.max, a.p50, a.p95, a.p99].iter().all(|v| v.to_bits() == a.min.to_bits());
         let sum_is_min = one_value && a.sum.to_bits() == a.min.to_bits();
         out.push(
-            u8::from(flags.incomplete) * INCOMPLETE
-                | u8::from(flags.unchecked) * UNCHECKED
-                | u8::from(flags.damaged) * DAMAGED
-                | u8::from(one_value) * ONE_VALUE
-                | u8::from(sum_is_min) * SUM_IS_MIN,
+            (u8::from(flags.incomplete) * INCOMPLETE)
+                | (u8::from(flags.unchecked) * UNCHECKED)
+                | (u8::from(flags.damaged) * DAMAGED)
+                | (u8::from(one_value) * ONE_VALUE)
+                | (u8::from(sum_is_min) * SUM_IS_MIN),
         );
         varint(out, u64::from(revision));
         varint(out, a.count);

@@ -7,16 +7,20 @@
 
 pub mod aggregate_log;
 pub mod core;
+#[cfg(test)]
+mod core_tests;
 pub mod encode;
 pub mod exposition;
 pub mod query;
 pub mod record;
 pub mod recovery;
 pub mod rules;
+pub mod segment_log;
 mod series;
 pub mod thread;
 #[cfg(test)]
 mod simulation;
+mod windows;
 
 pub use self::core::{Books, Progress, ReducerCore, Settings, Source};
 pub use aggregate_log::{AggregateLog, Kind, LogRefused};

@@ -12,7 +12,7 @@ const NS_PER_MS: i64 = 1_000_000;
 
 /// Fed with the log's records in order. It needs no more than the last two floors' worth of the log, but may be given
 /// all of it.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Recovery {
     recovered: Recovered,
     latest: HashMap<Identity, WindowRecord>,
@@ -34,12 +34,6 @@ pub struct Recovered {
 impl Default for Recovered {
     fn default() -> Recovered {
         Recovered { m_ns: BEFORE_ALL_NS, floor_ns: BEFORE_ALL_NS, era: 0, epoch: 0, results: Vec::new() }
-    }
-}
-
-impl Default for Recovery {
-    fn default() -> Recovery {
-        Recovery { recovered: Recovered::default(), latest: HashMap::new() }
     }
 }
 
