@@ -12,6 +12,7 @@ use crate::args::{Exit, LogArgs, LogCommand, LogName};
 use crate::config::Config;
 use crate::data_dir;
 use crate::reducer::encode::{EraRecord, MarkRecord, decode_aggregates};
+use crate::reducer::query::window_json;
 
 struct Target {
     name: String,
@@ -205,7 +206,7 @@ fn dump_record(out: &mut impl Write, target: &Target, record: &DumpRecord<'_>) -
             let mut written = Ok(());
             let _ = decode_aggregates(record.bytes, &mut |view| {
                 if written.is_ok() {
-                    written = writeln!(out, "{}", view.to_record().to_json());
+                    written = writeln!(out, "{}", window_json(&view.to_record()));
                 }
             });
             written

@@ -220,8 +220,6 @@ section! {
     Json {
         /// What `timestamp` counts in the native shape. Set it when all senders agree on one unit.
         timestamp_unit: TimestampUnit = TimestampUnit::Auto;
-        /// The same in Telegraf's shape (`fields`); its `json_timestamp_units` is 1 s unless it was changed.
-        telegraf_timestamp_unit: TimestampUnit = TimestampUnit::Seconds;
         /// For senders of several events under one coarse timestamp: "all".
         same_timestamp: SameTimestamp = SameTimestamp::Identity;
     }

@@ -170,6 +170,13 @@ impl Page {
     }
 }
 
+/// One window as a page shows it.
+pub fn window_json(window: &WindowRecord) -> String {
+    let mut out = String::with_capacity(256);
+    render_window(&mut out, window);
+    out
+}
+
 fn render_window(out: &mut String, window: &WindowRecord) {
     let parsed = window.parsed();
     let a = &window.aggregates;
