@@ -4,6 +4,7 @@
 The binary is $METRICSTREAM_BIN, or target/release/metricstream.
 """
 
+import itertools
 import json
 import os
 import signal
@@ -28,11 +29,14 @@ def binary():
     return Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "release" / "metricstream"
 
 
+_next_port = itertools.cycle(itertools.chain(range(20000 + os.getpid() * 37 % 10000, 32000), range(20000, 32000)))
+
+
 def free_ports(n):
-    """Ports nobody listens on. Below the ephemeral range, so that no client of another test is given one meanwhile."""
+    """Ports nobody listens on. Below the ephemeral range, so that no client is given one meanwhile, and never the
+    same twice in a row, so that two servers made before either starts do not clash."""
     found, sockets = [], []
-    start = 20000 + (os.getpid() * 37 + int(time.time() * 1000)) % 10000
-    for port in range(start, 32000):
+    for port in itertools.islice(_next_port, 12000):
         s = socket.socket()
         try:
             s.bind(("127.0.0.1", port))
@@ -93,9 +97,9 @@ class Server:
         # Fast windows and no limits: a test that is about one of these says so itself.
         merged = {
             "node": {"data_dir": str(self.data_dir)},
-            "listen": [{"address": f"127.0.0.1:{self.ingest_port}"} | (listen or {})] + list(extra_listen),
+            "listen": [{"addresses": [f"127.0.0.1:{self.ingest_port}"]} | (listen or {})] + list(extra_listen),
             "admin": {"listen": f"127.0.0.1:{self.admin_port}"},
-            "limiter": {"requests_per_s": 1_000_000},
+            "limiter": {"requests_per_s": "unlimited"},
             "windows": {"lateness": "1 s"},
             "log": {},
         }
