@@ -228,7 +228,7 @@ class Server:
             assert page["next"] != cursor, "the cursor does not advance"
             cursor = page["next"]
 
-    def wait_windows(self, done, timeout_s, **params):
+    def wait_windows(self, done, timeout_s, every_s=0.5, **params):
         """Polls until `done(rows)` is true; returns the rows."""
         last = []
 
@@ -238,7 +238,7 @@ class Server:
 
         return eventually(check, timeout_s,
                           lambda: f"windows; last {len(last[0]) if last else 0} rows, "
-                                  f"{sum(r['count'] for r in last[0]) if last else 0} points", every_s=0.5)
+                                  f"{sum(r['count'] for r in last[0]) if last else 0} points", every_s=every_s)
 
     # Command line
 

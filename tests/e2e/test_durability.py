@@ -1,0 +1,112 @@
+"""Acknowledged means kept: kills under load with a ledger outside, and the kernel's own record of flush before answer."""
+
+import random
+import time
+
+import pytest
+
+from support import exposition, oracle
+from support.iotrace import IoTrace
+from support.ledger import Load
+from support.server import eventually
+
+
+@pytest.mark.slow
+def test_no_acknowledged_point_is_lost_and_none_counted_twice_over_kills_under_load(make_server, long, tmp_path,
+                                                                                   is_stand_in):
+    kills = 200 if long else 3 if is_stand_in else 15
+    seed = random.SystemRandom().randrange(2**32)
+    rng = random.Random(seed)
+    print(f"seed {seed}")
+    server = make_server(node={"shards": 2}, log={} if is_stand_in else {"segment_bytes": "4 MiB"}).start()
+    load = Load(server.ingest_port, tmp_path / "ledger")
+    known = 0
+    for n in range(kills):
+        time.sleep(rng.expovariate(1 / 0.6))
+        server.kill()
+        assert not load.faults, load.faults[:3]
+        if n % 5 == 4 or n == kills - 1:
+            # The log as the crash left it: readable before any recovery wrote to it.
+            acked = set(load.acked)
+            dumped = {(int(p["tags"]["w"]), int(float(p["value"]))) for p in server.log_dump() if p["name"] == "kill"}
+            assert not acked - dumped, f"seed {seed}, kill {n}: {len(acked - dumped)} acknowledged points lost"
+            assert len(dumped) >= known
+            known = len(dumped)
+        server.start()
+    time.sleep(1)
+    load.stop()
+    assert len(load.acked) > kills * 20, "the load hardly ran"
+    eventually(lambda: not exposition.imbalance(server.metrics()), 20,
+               lambda: f"books: {exposition.imbalance(server.metrics())}")
+    end_ms = time.time() * 1000
+    code = server.terminate()
+    assert code == 0, server.log_tail()
+    server.log_verify()
+    found, _ = load.check_log(server.log_dump())
+    print(f"{kills} kills, {len(load.acked)} acknowledged, {len(load.unknown)} unknown, {len(found)} in the log")
+
+    # Windows: exactly the points in the log, once each. Those older than the horizon are frozen, not lost.
+    server.start()
+    expected = oracle.windows(load.points(found), 10)
+    total = sum(w["count"] for w in expected.values())
+    last_end_ms = max(start for _, _, start in expected) + 10_000
+    rows = server.wait_windows(lambda rows: sum(r["count"] for r in rows) >= total,
+                               max(5, last_end_ms / 1000 - time.time() + 30), name="kill", window="10s")
+    different = oracle.differences(expected, oracle.by_key(rows))
+    assert not different, f"seed {seed}\n" + "\n".join(different)
+    assert end_ms > 0
+
+
+def test_sigterm_under_load_answers_what_it_took_and_exits_0(make_server, tmp_path):
+    server = make_server().start()
+    load = Load(server.ingest_port, tmp_path / "ledger")
+    for _ in range(2):
+        time.sleep(0.7)
+        assert server.terminate() == 0, server.log_tail()
+        server.start()
+    load.stop()
+    assert server.terminate() == 0
+    load.check_log(server.log_dump())
+
+
+def test_a_torn_tail_and_a_damaged_block_do_not_stop_a_start(real_server_only, make_server, tmp_path):
+    server = make_server(node={"shards": 1}).start()
+    for i in range(300):
+        server.write_lines(f"damage,i={i} value={i}")
+    server.kill()
+    segments = sorted((server.data_dir / "log" / "0").glob("*.seg"), key=lambda p: p.stat().st_mtime)
+    assert segments, f"no segments under {server.data_dir}"
+    lsn = len(list(server.log_dump()))
+    assert lsn == 300
+    with open(segments[-1], "r+b") as f:
+        f.seek(4096 * 100 + 300)
+        was = f.read(64)
+        f.seek(4096 * 100 + 300)
+        f.write(bytes(b ^ 0xFF for b in was))
+    assert server.cli("log", "verify", "--data-dir", str(server.data_dir), check=False).returncode == 3
+    server.start()
+    server.write_lines("damage,i=after value=1")
+    server.kill()
+    left = list(server.log_dump())
+    assert 299 <= len(left) <= 300, f"one block of one point was damaged; {301 - len(left)} points are gone"
+
+
+@pytest.mark.parametrize("flush", ["fdatasync", "dsync"])
+def test_no_2xx_leaves_before_its_flush_has_completed(real_server_only, make_server, flush):
+    server = make_server(node={"shards": 1}, log={"flush": flush}).start()
+    with IoTrace(server.process.pid) as trace:
+        for i in range(100):
+            server.write_lines(f"traced value={i}")
+    early, answers = trace.early_answers()
+    assert answers >= 100, f"the trace has {answers} answers only"
+    assert early == [], early[:3]
+
+
+def test_the_flush_check_catches_a_server_that_does_not_wait(real_server_only, make_server):
+    """The same check against durability = "memory", which answers before the flush by design."""
+    server = make_server(node={"shards": 1}, listen={"durability": "memory"}, log={"flush": "fdatasync"}).start()
+    with IoTrace(server.process.pid) as trace:
+        for i in range(100):
+            server.write_lines(f"traced value={i}")
+    early, answers = trace.early_answers()
+    assert answers >= 100 and len(early) > 50
