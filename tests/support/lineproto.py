@@ -36,6 +36,33 @@ def _split_outside(text, separator, quotes=False):
     return parts
 
 
+def _cut(text, separator):
+    """Before and after the first unescaped separator."""
+    head = _split_outside(text, separator)[0]
+    return head, separator, text[len(head) + 1 :]
+
+
+def split_lines(text):
+    """Lines, where a newline inside a quoted field value does not end one."""
+    line, in_fields, inside, escaped = [], False, False, False
+    for c in text:
+        if c == "\n" and not inside:
+            yield "".join(line)
+            line, in_fields, escaped = [], False, False
+            continue
+        line.append(c)
+        if escaped:
+            escaped = False
+        elif c == "\\":
+            escaped = True
+        elif c == " ":
+            in_fields = True
+        elif c == '"' and in_fields and line[0] != "#":
+            inside = not inside
+    if line:
+        yield "".join(line)
+
+
 def _unescape(text):
     out, i = [], 0
     while i < len(text):
@@ -55,9 +82,9 @@ def _number(text):
 
 
 def parse_line(line, default_timestamp_ns=None, unit_ns=1):
-    words = _split_outside(line, " ", quotes=True)
-    key, fields = words[0], words[1]
-    timestamp_ns = int(words[2]) * unit_ns if len(words) > 2 and words[2] else default_timestamp_ns
+    key, _, rest = _cut(line, " ")  # quotes mean nothing in a measurement or a tag
+    fields, *last = _split_outside(rest, " ", quotes=True)
+    timestamp_ns = int(last[0]) * unit_ns if last and last[0] else default_timestamp_ns
     measurement, *tag_texts = _split_outside(key, ",")
     tags = {}
     for text in tag_texts:
@@ -76,6 +103,6 @@ def parse_line(line, default_timestamp_ns=None, unit_ns=1):
 
 
 def parse(text, default_timestamp_ns=None, unit_ns=1):
-    for line in text.splitlines():
+    for line in split_lines(text):
         if line and not line.startswith("#"):
             yield from parse_line(line, default_timestamp_ns, unit_ns)

@@ -115,9 +115,9 @@ class Ingest(Handler):
                 {"index": i, "reason": "missing_value: test"} for i, p in enumerate(found) if not p][:5]})
         elif url.path in ("/write", "/api/v2/write", "/api/v3/write_lp"):
             unit, good, bad = UNITS[query.get("precision", "")], [], 0
-            for line in body.decode().splitlines():
+            for line in lineproto.split_lines(body.decode()):
                 try:
-                    if line:
+                    if line and line[0] != "#":
                         good += [(p.name, p.tags, p.value, p.timestamp_ns)
                                  for p in lineproto.parse_line(line, now_ns, unit)]
                 except (ValueError, IndexError):
