@@ -16,9 +16,8 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     if not binary().exists():
         raise pytest.UsageError(f"{binary()} is missing: cargo build --release, or set METRICSTREAM_BIN")
-    if binary().name == "stand_in.py":
-        # The stand-in runs in the Python of the tests, which has zstandard.
-        os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    # The stand-in runs in the Python of the tests, which has zstandard.
+    os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
 
 
 @pytest.fixture(scope="session")

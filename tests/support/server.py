@@ -88,12 +88,15 @@ def render(settings):
 
 
 class Server:
-    def __init__(self, directory, *, listen=None, prefix_command=(), data_dir=None, extra_listen=(), **settings):
+    def __init__(self, directory, *, listen=None, prefix_command=(), data_dir=None, extra_listen=(), program=None,
+                 environment=None, **settings):
         self.directory = Path(directory)
         self.directory.mkdir(parents=True, exist_ok=True)
         self.data_dir = Path(data_dir) if data_dir else self.directory / "data"
         self.ingest_port, self.admin_port = free_ports(2)
         self.prefix_command = list(prefix_command)
+        self.program = str(program or binary())
+        self.environment = {**os.environ, **(environment or {})}
         # Fast windows and no limits: a test that is about one of these says so itself.
         merged = {
             "node": {"data_dir": str(self.data_dir)},
@@ -125,8 +128,8 @@ class Server:
         self.log_path = self.directory / f"stderr-{self.starts}.log"
         with open(self.log_path, "wb") as log:
             self.process = subprocess.Popen(
-                [*self.prefix_command, str(binary()), "run", "--config", str(self.config_path)],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
+                [*self.prefix_command, self.program, "run", "--config", str(self.config_path)],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=self.environment)
         return self
 
     def start(self):
@@ -243,7 +246,7 @@ class Server:
     # Command line
 
     def cli(self, *words, check=True):
-        done = subprocess.run([str(binary()), *words], capture_output=True, text=True, timeout=300)
+        done = subprocess.run([self.program, *words], capture_output=True, text=True, timeout=300)
         if check:
             assert done.returncode == 0, f"{words}: exit {done.returncode}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
         return done
@@ -253,7 +256,7 @@ class Server:
 
     def log_dump(self):
         """Points of all shards' logs, one dict a point. The server must be down."""
-        process = subprocess.Popen([str(binary()), "log", "dump", "--data-dir", str(self.data_dir)],
+        process = subprocess.Popen([self.program, "log", "dump", "--data-dir", str(self.data_dir)],
                                    stdout=subprocess.PIPE, text=True)
         for line in process.stdout:
             yield json.loads(line)

@@ -4,7 +4,8 @@
 `METRICSTREAM_BIN=tests/support/stand_in.py pytest tests/e2e` shows that clients, proxy, ledger and oracle work, before
 anything is said about the real binary. One process, one lock, one file as its log: every point a JSON line, fsynced
 before the answer. Not strict about HTTP (Python's parser is not), so the tables of hostile input are not for it.
-`STAND_IN_BUG=ack_early` answers before the fsync-ed write and `double_count` counts retries twice: tests must notice.
+`STAND_IN_BUG=ack_early` answers before anything reaches the file and `double_count` counts retries twice: the tests of
+the tests must notice both.
 """
 
 import argparse
@@ -185,8 +186,8 @@ def closed_windows():
     with LOCK:
         points = list(POINTS)
     clients = {(name, tags): client for name, tags, _, _, client in points}
-    if BUG == "double_count":
-        points = [(n, t, v, ts + i % 1000, c) for i, (n, t, v, ts, c) in enumerate(points)]
+    if BUG == "double_count":  # every point an identity of its own
+        points = [(n, t, v, ts // 10**6 * 10**6 + i % 10**6, c) for i, (n, t, v, ts, c) in enumerate(points)]
     rows = []
     for window_s in WINDOWS_S:
         for (name, tags, start_ms), result in oracle.windows([p[:4] for p in points], window_s).items():
@@ -220,13 +221,12 @@ def aggregates():
     """Only sums over all series, of one rule, without tags."""
     rows = [r for r in closed_windows() if r["window_s"] == WINDOWS_S[0]]
     last = max((r["start_ms"] for r in rows), default=None)
-    lines = []
-    for field in ("count", "sum"):
-        full = f"metricstream_window_{field}"
-        lines += [f"# HELP {full} Newest closed window.", f"# TYPE {full} gauge"]
-        for rule in RULES if last is not None else []:
+    # A summary without quantiles: promtool objects to gauges called _sum and _count.
+    lines = ["# HELP metricstream_window Newest closed window.", "# TYPE metricstream_window summary"]
+    for rule in RULES if last is not None else []:
+        for field in ("sum", "count"):
             total = sum(r[field] for r in rows if r["start_ms"] == last)
-            lines.append(f'{full}{{name="{rule["name"]}",window="10s"}} {total}')
+            lines.append(f'metricstream_window_{field}{{name="{rule["name"]}",window="10s"}} {total}')
     return "\n".join(lines) + "\n"
 
 
