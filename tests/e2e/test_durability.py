@@ -39,7 +39,6 @@ def test_no_acknowledged_point_is_lost_and_none_counted_twice_over_kills_under_l
     assert len(load.acked) > kills * 20, "the load hardly ran"
     eventually(lambda: not exposition.imbalance(server.metrics()), 20,
                lambda: f"books: {exposition.imbalance(server.metrics())}")
-    end_ms = time.time() * 1000
     code = server.terminate()
     assert code == 0, server.log_tail()
     server.log_verify()
@@ -55,7 +54,6 @@ def test_no_acknowledged_point_is_lost_and_none_counted_twice_over_kills_under_l
                                max(5, last_end_ms / 1000 - time.time() + 30), name="kill", window="10s")
     different = oracle.differences(expected, oracle.by_key(rows))
     assert not different, f"seed {seed}\n" + "\n".join(different)
-    assert end_ms > 0
 
 
 def test_sigterm_under_load_answers_what_it_took_and_exits_0(make_server, tmp_path):
@@ -70,26 +68,26 @@ def test_sigterm_under_load_answers_what_it_took_and_exits_0(make_server, tmp_pa
     load.check_log(server.log_dump())
 
 
-def test_a_torn_tail_and_a_damaged_block_do_not_stop_a_start(real_server_only, make_server, tmp_path):
+def test_a_damaged_block_costs_only_its_own_points_and_does_not_stop_a_start(real_server_only, make_server):
     server = make_server(node={"shards": 1}).start()
     for i in range(300):
         server.write_lines(f"damage,i={i} value={i}")
     server.kill()
     segments = sorted((server.data_dir / "log" / "0").glob("*.seg"), key=lambda p: p.stat().st_mtime)
     assert segments, f"no segments under {server.data_dir}"
-    lsn = len(list(server.log_dump()))
-    assert lsn == 300
+    assert len(list(server.log_dump())) == 300
+    at = 4096 * 100 + 8  # in the header of a block: one write is one block here
     with open(segments[-1], "r+b") as f:
-        f.seek(4096 * 100 + 300)
+        f.seek(at)
         was = f.read(64)
-        f.seek(4096 * 100 + 300)
+        f.seek(at)
         f.write(bytes(b ^ 0xFF for b in was))
     assert server.cli("log", "verify", "--data-dir", str(server.data_dir), check=False).returncode == 3
     server.start()
     server.write_lines("damage,i=after value=1")
     server.kill()
-    left = list(server.log_dump())
-    assert 299 <= len(left) <= 300, f"one block of one point was damaged; {301 - len(left)} points are gone"
+    left = len(list(server.log_dump()))
+    assert 300 <= left <= 301, f"one block, of one point or of names, was damaged; {301 - left} points are gone"
 
 
 def traced(server, dsync):

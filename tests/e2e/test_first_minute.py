@@ -40,6 +40,22 @@ def test_points_survive_sigterm_and_sigkill_before_their_window_closes(server):
                lambda: exposition.imbalance(server.metrics()))
 
 
+def test_windows_are_found_by_name_tag_window_and_time_and_come_in_pages(real_server_only, server):
+    start_ms = (time.time_ns() // 10**10 - 3) * 10_000
+    lines = [f"paged,host=h{i},dc=d{i % 2} value={i} {(start_ms + 10_000 * w) * 10**6}"
+             for i in range(1500) for w in range(3)]
+    server.write_lines("\n".join(lines))
+    rows = server.wait_windows(lambda rows: len(rows) == 4500, 30, name="paged", window="10s")
+    assert len({(r["start_ms"], r["tags"]["host"]) for r in rows}) == 4500
+    one = server.windows(name="paged", window="10s", **{"tag.host": "h7"})
+    assert sorted(r["start_ms"] for r in one) == [start_ms, start_ms + 10_000, start_ms + 20_000]
+    assert len(server.windows(name="paged", window="10s", **{"tag.dc": "d1"})) == 2250
+    middle = server.windows(name="paged", window="10s", since=start_ms + 10_000, until=start_ms + 20_000)
+    assert {r["start_ms"] for r in middle} == {start_ms + 10_000}
+    assert server.windows(name="nothing") == []
+    assert server.session.get(server.admin_url("/api/v1/windows?window=ten")).status_code == 400
+
+
 def test_a_second_process_on_the_same_data_or_port_is_refused(real_server_only, server, make_server):
     same_data = make_server("second", data_dir=server.data_dir)
     same_port = make_server("third", listen={"addresses": [f"127.0.0.1:{server.ingest_port}"]})
