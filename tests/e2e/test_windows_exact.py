@@ -15,6 +15,7 @@ import pytest
 import requests
 
 from support import exposition, oracle
+from support.server import eventually
 
 SPECIAL = [1e-9, 0.0, -0.0, 0.1, 0.2, 0.3, 1e300, -1e300, 1.0, -1.0, 2.0**53, 5e-324, 1e16, -1e16, 123456.789]
 
@@ -181,8 +182,8 @@ def test_windows_equal_exact_arithmetic_and_do_not_depend_on_shards_order_or_cra
         assert name == "killed" or any(r["unchecked"] for r in rows) or hot == 1
         rows_of[name] = exact_rows(server)
         if name != "killed":
-            unbalanced = exposition.imbalance(server.metrics())
-            assert not unbalanced, f"{name}: {unbalanced}"
+            eventually(lambda: not exposition.imbalance(server.metrics()), 10,
+                       lambda: f"{name}: {exposition.imbalance(server.metrics())}")
     first = rows_of["1 shard"]
     for name, rows in rows_of.items():
         same = [r for r in first if json.loads(r)["name"] != "hot"] if name == "killed" else first
@@ -226,10 +227,11 @@ def test_points_too_late_and_too_far_ahead_are_counted_and_not_lost_from_the_boo
     rows = server.wait_windows(lambda rows: rows, 25, name="edge", window="10s")
     assert [r["sum"] for r in rows] == [3.0]
     metrics = server.metrics()
-    assert metrics.sum(exposition.LATE_BEYOND) == 1
+    assert metrics.sum(exposition.LATE_BEYOND) + (metrics.sum(exposition.LATE_IN_REDUCER) or 0) == 1
     assert metrics.sum(exposition.TOO_FAR_AHEAD) == 1
     assert metrics.sum(exposition.NOT_AGGREGATED) == 2
-    assert not exposition.imbalance(metrics)
+    eventually(lambda: not exposition.imbalance(server.metrics()), 10,
+               lambda: exposition.imbalance(server.metrics()))
 
 
 def test_an_aggregate_rule_folds_series_into_fewer_with_their_exact_number(real_server_only, make_server):

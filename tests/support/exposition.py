@@ -52,22 +52,27 @@ TOO_FAR_AHEAD = "metricstream_points_too_far_ahead_total"
 NOT_AGGREGATED = "metricstream_points_not_aggregated_total"
 COUNTED = "metricstream_points_counted_total"
 REPEATED = "metricstream_points_repeated_total"
+OPEN = "metricstream_window_open_points"  # folded by a shard, not handed to the reducer yet
+LATE_IN_REDUCER = "metricstream_points_late_in_reducer_total"
+SHARD_BOOKS = ((RECEIVED, (ACCEPTED, REJECTED)), (DURABLE, (PENDING, FOLDED, LATE_BEYOND, TOO_FAR_AHEAD, NOT_AGGREGATED)))
+PROCESS_BOOKS = ((FOLDED, (OPEN, COUNTED, REPEATED, LATE_IN_REDUCER)),)
+OPTIONAL = {OPEN, LATE_IN_REDUCER}
 
 
 def imbalance(metrics):
-    """Sentences for books that do not balance. Only meaningful when nothing is in flight."""
-    def total(name):
-        value = metrics.sum(name)
-        assert value is not None, f"/metrics has no {name}"
-        return value
-
+    """Sentences for books that do not balance, per shard and protocol. Only meaningful when nothing is in flight."""
+    families = {name for name, _ in metrics}
+    for name in {n for left, right in SHARD_BOOKS + PROCESS_BOOKS for n in (left, *right)} - OPTIONAL:
+        assert name in families, f"/metrics has no {name}"
+    places = {tuple((k, v) for k, v in labels if k in ("shard", "protocol"))
+              for name, labels in metrics if name in (RECEIVED, DURABLE)}
     found = []
-    for left, right in (
-        (RECEIVED, (ACCEPTED, REJECTED)),
-        (DURABLE, (PENDING, FOLDED, LATE_BEYOND, TOO_FAR_AHEAD, NOT_AGGREGATED)),
-        (FOLDED, (COUNTED, REPEATED)),
-    ):
-        parts = {name: total(name) for name in right}
-        if total(left) != sum(parts.values()):
-            found.append(f"{left} = {total(left):.0f}, but " + " + ".join(f"{n} {v:.0f}" for n, v in parts.items()))
+    for books, where in ((SHARD_BOOKS, places), (PROCESS_BOOKS, {()})):
+        for place in where:
+            for left, right in books:
+                total = metrics.sum(left, **dict(place)) or 0
+                parts = {name: metrics.sum(name, **dict(place)) or 0 for name in right}
+                if total != sum(parts.values()):
+                    found.append(f"{dict(place)} {left} = {total:.0f}, but "
+                                 + " + ".join(f"{n} {v:.0f}" for n, v in parts.items()))
     return found

@@ -210,10 +210,10 @@ def metrics():
         full = f"metricstream_points_{name}_total"
         lines += [f"# HELP {full} Points {name}.", f"# TYPE {full} counter", f'{full}{{shard="0"}} {value}']
     full = "metricstream_points_rejected_total"
-    lines += [f"# HELP {full} Points rejected.", f"# TYPE {full} counter", f'{full}{{reason="none"}} 0']
-    lines += [f'{full}{{reason="{r}"}} {v}' for r, v in rejected.items()]
+    lines += [f"# HELP {full} Points rejected.", f"# TYPE {full} counter", f'{full}{{shard="0",reason="none"}} 0']
+    lines += [f'{full}{{shard="0",reason="{r}"}} {v}' for r, v in rejected.items()]
     lines += ["# HELP metricstream_points_pending Durable, not folded yet.", "# TYPE metricstream_points_pending gauge",
-              "metricstream_points_pending 0"]
+              'metricstream_points_pending{shard="0"} 0']
     return "\n".join(lines) + "\n"
 
 
