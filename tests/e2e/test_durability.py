@@ -1,0 +1,123 @@
+"""Acknowledged means kept: kills under load with a ledger outside, and the kernel's own record of flush before answer."""
+
+import os
+import random
+import time
+
+import pytest
+
+from support import exposition, oracle
+from support.iotrace import IoTrace, dsync_shows
+from support.ledger import Load
+from support.server import eventually
+
+
+@pytest.mark.slow
+def test_no_acknowledged_point_is_lost_and_none_counted_twice_over_kills_under_load(make_server, long, tmp_path,
+                                                                                   is_stand_in):
+    kills = 200 if long else 3 if is_stand_in else 15
+    seed = random.SystemRandom().randrange(2**32)
+    rng = random.Random(seed)
+    print(f"seed {seed}")
+    server = make_server(node={"shards": 2}, log={} if is_stand_in else {"segment_bytes": "4 MiB"}).start()
+    load = Load(server.ingest_port, tmp_path / "ledger")
+    known = 0
+    for n in range(kills):
+        time.sleep(rng.expovariate(1 / 0.6))
+        server.kill()
+        assert not load.faults, load.faults[:3]
+        if n % 5 == 4 or n == kills - 1:
+            # The log as the crash left it: readable before any recovery wrote to it.
+            acked = set(load.acked)
+            dumped = {(int(p["tags"]["w"]), int(float(p["value"]))) for p in server.log_dump() if p["name"] == "kill"}
+            assert not acked - dumped, f"seed {seed}, kill {n}: {len(acked - dumped)} acknowledged points lost"
+            assert len(dumped) >= known
+            known = len(dumped)
+        server.start()
+    time.sleep(1)
+    load.stop()
+    assert len(load.acked) > kills * 20, "the load hardly ran"
+    eventually(lambda: not exposition.imbalance(server.metrics()), 20,
+               lambda: f"books: {exposition.imbalance(server.metrics())}")
+    code = server.terminate()
+    assert code == 0, server.log_tail()
+    server.log_verify()
+    found, _ = load.check_log(server.log_dump())
+    print(f"{kills} kills, {len(load.acked)} acknowledged, {len(load.unknown)} unknown, {len(found)} in the log")
+
+    # Windows: exactly the points in the log, once each. Those older than the horizon are frozen, not lost.
+    server.start()
+    expected = oracle.windows(load.points(found), 10)
+    total = sum(w["count"] for w in expected.values())
+    last_end_ms = max(start for _, _, start in expected) + 10_000
+    rows = server.wait_windows(lambda rows: sum(r["count"] for r in rows) >= total,
+                               max(5, last_end_ms / 1000 - time.time() + 30), name="kill", window="10s")
+    different = oracle.differences(expected, oracle.by_key(rows))
+    assert not different, f"seed {seed}\n" + "\n".join(different)
+
+
+def test_sigterm_under_load_answers_what_it_took_and_exits_0(make_server, tmp_path):
+    server = make_server().start()
+    load = Load(server.ingest_port, tmp_path / "ledger")
+    for _ in range(2):
+        time.sleep(0.7)
+        assert server.terminate() == 0, server.log_tail()
+        server.start()
+    load.stop()
+    assert server.terminate() == 0
+    load.check_log(server.log_dump())
+
+
+def test_a_damaged_block_costs_only_its_own_points_and_does_not_stop_a_start(real_server_only, make_server):
+    server = make_server(node={"shards": 1}).start()
+    for i in range(300):
+        server.write_lines(f"damage,i={i} value={i}")
+    server.kill()
+    segments = sorted((server.data_dir / "log" / "0").glob("*.seg"), key=lambda p: p.stat().st_mtime)
+    assert segments, f"no segments under {server.data_dir}"
+    assert len(list(server.log_dump())) == 300
+    at = 4096 * 100 + 8  # in the header of a block: one write is one block here
+    with open(segments[-1], "r+b") as f:
+        f.seek(at)
+        was = f.read(64)
+        f.seek(at)
+        f.write(bytes(b ^ 0xFF for b in was))
+    assert server.cli("log", "verify", "--data-dir", str(server.data_dir), check=False).returncode == 3
+    server.start()
+    server.write_lines("damage,i=after value=1")
+    server.kill()
+    left = len(list(server.log_dump()))
+    assert 300 <= left <= 301, f"one block, of one point or of names, was damaged; {301 - left} points are gone"
+
+
+def traced(server, dsync):
+    with IoTrace(server.process.pid, server.data_dir) as trace:
+        for i in range(100):
+            server.write_lines(f"traced value={i}")
+    return trace.early_answers(dsync)
+
+
+@pytest.mark.parametrize("flush", ["fdatasync", "dsync"])
+def test_no_2xx_leaves_before_its_flush_has_completed(real_server_only, make_server, tmp_path, flush):
+    if flush == "dsync" and (why_not := dsync_shows(tmp_path)):
+        pytest.skip(why_not)
+    early, answers = traced(make_server(node={"shards": 1}, log={"flush": flush}).start(), flush == "dsync")
+    assert answers >= 100, f"the trace has {answers} answers only"
+    assert early == [], early[:3]
+
+
+def test_the_flush_check_catches_a_server_that_does_not_wait(real_server_only, make_server):
+    """The same check against durability = "memory", which answers before the flush by design."""
+    server = make_server(node={"shards": 1}, listen={"durability": "memory"}, log={"flush": "fdatasync"}).start()
+    early, answers = traced(server, dsync=False)
+    assert answers >= 100 and len(early) > 50, (len(early), answers)
+
+
+def test_the_flush_check_catches_a_build_without_the_flush(real_server_only, make_server):
+    """A build with the flush taken out, when one is at hand."""
+    program = os.environ.get("METRICSTREAM_BIN_WITHOUT_FLUSH")
+    if not program:
+        pytest.skip("METRICSTREAM_BIN_WITHOUT_FLUSH names no such build")
+    server = make_server(program=program, node={"shards": 1}, log={"flush": "fdatasync"}).start()
+    early, answers = traced(server, dsync=False)
+    assert answers >= 100 and len(early) == answers, (len(early), answers)

@@ -1,0 +1,169 @@
+"""Overload and rude clients cost the excess, not the others: limits, thousands of connections, unread answers."""
+
+import resource
+import socket
+import time
+
+import pytest
+
+from support.pacer import Pacer
+from support.rawhttp import connect, exchange, request
+from support.server import eventually
+
+
+def write_request(token=None, body=b"limited value=1", path="/metrics"):
+    headers = [f"Authorization: Token {token}"] if token else []
+    return request("POST", path, body, headers)
+
+
+JSON = b'{"name":"limited","value":1}'
+
+
+def test_a_client_gets_its_rate_over_64_connections_and_4_shards_and_another_is_not_slowed(real_server_only, make_server):
+    rate, seconds = 1000, 11
+    server = make_server(node={"shards": 4}, client=[
+        {"name": "greedy", "token": "greedy", "requests_per_s": rate, "burst": "100 ms"},
+        {"name": "modest", "token": "modest", "requests_per_s": 100_000}]).start()
+    alone = Pacer(server.ingest_port, write_request("modest", JSON), 100, 3, connections=4).wait()
+    greedy = Pacer(server.ingest_port, write_request("greedy", JSON), 5 * rate, seconds)
+    modest = Pacer(server.ingest_port, write_request("modest", JSON), 100, seconds, connections=4).wait()
+    greedy = greedy.wait()
+    assert greedy["offered"] > 4 * rate * seconds, f"this machine is too slow to offer that: {greedy['offered']}"
+    # The first second holds the burst; the ten after it are whole.
+    accepted = sum(n for (status, s), n in greedy["per_second"].items() if status == 200 and 1 <= s <= 10)
+    assert abs(accepted - 10 * rate) <= 0.02 * 10 * rate, f"{accepted} in 10 s; all: {greedy['counts']}"
+    assert set(greedy["counts"]) == {200, 429}, greedy["counts"]
+    assert modest["counts"] == {200: modest["offered"]}, modest["counts"]
+    assert modest["p99_s"] < max(0.05, 5 * alone["p99_s"]), (alone["p99_s"], modest["p99_s"])
+
+
+def test_the_default_limit_and_what_it_says(real_server_only, make_server):
+    server = make_server(limiter={"requests_per_s": 100}).start()
+    answers = exchange(server.ingest_port, write_request(body=JSON) * 300, answers=300)
+    refused = [a for a in answers if a.status != 200]
+    assert {a.status for a in refused} == {429} and 150 <= len(refused) <= 205, len(refused)
+    headers = refused[0].headers
+    assert int(headers["retry-after"]) >= 1 and headers["x-ratelimit-limit"] == "100"
+    assert headers["x-ratelimit-remaining"] == "0" and "x-ratelimit-reset" in headers
+    assert b"127.0.0.1" in refused[0].body and b"requests_per_s" in refused[0].body, refused[0].body
+    influx = [a for a in exchange(server.ingest_port, write_request(path="/write") * 200, answers=200)
+              if a.status != 204]
+    assert {a.status for a in influx} == {503} and "retry-after" in influx[0].headers
+
+
+def test_influx_routes_shed_when_the_operator_says_so(real_server_only, make_server):
+    server = make_server(limiter={"requests_per_s": 10}, influx={"over_quota": "shed"}).start()
+    answers = exchange(server.ingest_port, write_request(path="/write") * 60, answers=60)
+    assert {a.status for a in answers} == {204, 429}
+
+
+def test_points_and_bytes_are_charged_as_debt(real_server_only, make_server):
+    server = make_server(limiter={"points_per_s": 100}).start()
+    body = b'{"metrics":[' + b",".join([b'{"name":"p","value":1}'] * 500) + b"]}"
+    assert server.post("/metrics", body).status_code == 200  # known only after decoding
+    answer = server.post("/metrics", JSON)
+    assert answer.status_code == 429 and "points_per_s" in answer.text and int(answer.headers["Retry-After"]) >= 2
+
+
+@pytest.fixture
+def many_files():
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < 20_000:
+        pytest.skip(f"needs 20,000 open files, the hard limit is {hard}")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 65_536), hard))  # the server inherits it
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def closed_by_peer(sock):
+    sock.setblocking(False)
+    try:
+        while sock.recv(65536):
+            pass
+        return True
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+
+
+@pytest.mark.slow
+def test_5000_idle_and_1000_slow_connections_do_not_stop_others_and_are_closed_on_time(
+        real_server_only, many_files, make_server):
+    server = make_server(node={"shards": 2}, http={
+        "idle_timeout": "6 s", "head_timeout": "6 s", "body_grace": "6 s", "connections_max": 20_000,
+        "connections_per_address_max": 20_000}).start()
+    port = server.ingest_port
+    alone = Pacer(port, write_request(path="/write"), 200, 2, connections=4).wait()
+    opened = time.monotonic()
+    idle, slow = [], []
+    for _ in range(5000):
+        idle.append(connect(port))
+    for i in range(1000):
+        sock = connect(port)
+        sock.sendall(b"POST /wri" if i % 2 else b"POST /write HTTP/1.1\r\nHost: t\r\nContent-Length: 100000\r\n\r\nx")
+        slow.append(sock)
+    took = time.monotonic() - opened
+    beside = Pacer(port, write_request(path="/write"), 200, 4, connections=4).wait()
+    assert beside["counts"] == {204: beside["offered"]} and beside["closed"] == 0, beside
+    assert beside["p99_s"] < max(0.05, 5 * alone["p99_s"]), (alone["p99_s"], beside["p99_s"])
+    # Half of the slow ones trickle, which must not keep them alive: 6 s for a whole head, 1 KiB/s for a body.
+    deadline = opened + took + 6 + 6
+    open_still = idle + slow
+    while open_still and time.monotonic() < deadline:
+        for sock in slow[::2]:
+            try:
+                sock.setblocking(False)
+                sock.send(b"x")
+            except OSError:
+                pass
+        time.sleep(0.5)
+        open_still = [s for s in open_still if not closed_by_peer(s)]
+    assert not open_still, f"{len(open_still)} connections are open 6 s after they had to be closed"
+    for sock in idle + slow:
+        sock.close()
+    server.write_lines("after value=1")
+
+
+def test_connections_beyond_the_bound_are_turned_away_and_come_back(real_server_only, make_server):
+    server = make_server(http={"connections_per_address_max": 50}).start()
+    held = [connect(server.ingest_port) for _ in range(50)]
+    time.sleep(0.2)
+    extra = exchange(server.ingest_port, write_request(path="/write"), timeout_s=3)
+    assert not extra or extra[0].status == 503
+    for sock in held:
+        sock.close()
+    eventually(lambda: exchange(server.ingest_port, write_request(path="/write")), 5, "served again")
+
+
+def test_a_client_that_pipelines_without_reading_answers_harms_no_other(real_server_only, make_server):
+    server = make_server(node={"shards": 1}).start()
+    alone = Pacer(server.ingest_port, write_request(path="/write"), 200, 2, connections=4).wait()
+    rude = connect(server.ingest_port)
+    rude.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    rude.setblocking(False)
+    block = request("GET", "/health") * 200
+    memory_before = server.rss_bytes()
+    pacer = Pacer(server.ingest_port, write_request(path="/write"), 200, 4, connections=4)
+    sent, deadline = 0, time.monotonic() + 4
+    while time.monotonic() < deadline:
+        try:
+            sent += rude.send(block)
+        except BlockingIOError:
+            time.sleep(0.005)
+        except OSError:
+            break
+    beside = pacer.wait()
+    assert beside["counts"] == {204: beside["offered"]}, beside
+    assert beside["p99_s"] < max(0.05, 5 * alone["p99_s"]), (alone["p99_s"], beside["p99_s"])
+    assert sent < 64 << 20, f"it took {sent} bytes from one client that reads nothing"
+    assert server.rss_bytes() - memory_before < 64 << 20
+    rude.close()
+
+
+def test_idle_memory_with_two_shards_is_at_most_40_mib(real_server_only, make_server):
+    server = make_server(node={"shards": 2}).start()
+    time.sleep(1)
+    rss = server.rss_bytes()
+    print(f"RSS {rss / 2**20:.1f} MiB")
+    assert rss <= 40 << 20, f"{rss / 2**20:.1f} MiB"
