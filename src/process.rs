@@ -19,7 +19,7 @@ use crossbeam_queue::ArrayQueue;
 use metricstream_shards::counters::{Counters, Distributions};
 use metricstream_shards::http::{Route, Router};
 use metricstream_shards::log::{
-    AGGREGATE_LOG_ID, BlockingLog, LogReader, LogWriter, PAGE_BYTES, ReadItem, RecordKind, Recovered, WriteMode,
+    AGGREGATE_LOG_ID, BlockingLog, LogWriter, PAGE_BYTES, Recovered, WriteMode,
     WriterConfig, recover,
 };
 use metricstream_shards::mailbox::{Doorbell, Mailbox};
@@ -34,7 +34,7 @@ use crate::config::{Config, Durability, FlushMode, ResolvedClient, Steering};
 use crate::data_dir::{self, DataDir, DataDirError};
 use crate::logging::LogLines;
 use crate::reducer::thread::{Reducer, Retention, SharedView, Store, View, wall_ns};
-use crate::reducer::{Books, Kind, ReducerCore, Recovery, Source};
+use crate::reducer::{Books, ReducerCore, Source, segment_log};
 use crate::sockets;
 use crate::{admin, flush_probe, placement, rebuild, translate};
 
@@ -127,7 +127,10 @@ pub fn run(config: &Config, clients: &[ResolvedClient], lines: &LogLines) -> Res
     let aggregate = recover_log(&aggregate_dir, AGGREGATE_LOG_ID, data.node_id())?;
     let last_stamp_ns =
         recovered.iter().map(|(_, log)| log).chain([&aggregate]).filter_map(|log| log.last_stamp_ns).max();
-    let from_aggregates = read_aggregates(&aggregate);
+    let (from_aggregates, unreadable) = segment_log::recover(&aggregate.start.history);
+    if unreadable != segment_log::Unreadable::default() {
+        tracing::error!(?unreadable, "parts of the aggregate log cannot be read; their windows are made again from the logs");
+    }
     let spans = translate::spans(config);
     let (clock, event) =
         FoldClock::start(origin.elapsed().as_nanos() as i64, wall_ns(), last_stamp_ns, from_aggregates.era, spans);
@@ -364,6 +367,7 @@ pub fn run(config: &Config, clients: &[ResolvedClient], lines: &LogLines) -> Res
         let core = place.backplane;
         let node_id = data.node_id();
         let view = view.clone();
+        let probe_dir = config.node.data_dir.clone();
         spawn("ms-backplane", move || {
             let state = admin::State {
                 version: VERSION,
@@ -384,6 +388,9 @@ pub fn run(config: &Config, clients: &[ResolvedClient], lines: &LogLines) -> Res
             };
             let ended = executor::run(core, |backplane| async move {
                 let stop = Rc::new(Cell::new(false));
+                if let Err(error) = executor::learn_disk(&probe_dir).await {
+                    tracing::warn!(%error, "the disk's abilities cannot be tried");
+                }
                 for keeper in keepers {
                     let task = segments::keep(keeper, shared.clone(), window_reach_ns, stop.clone());
                     backplane.spawn(executor::Queue::Disk, task);
@@ -507,35 +514,6 @@ fn recover_log(path: &std::path::Path, log_id: u32, node_id: u128) -> Result<Rec
     }
     Ok(recovered)
 }
-
-/// What the aggregate log says about M, F, the era and the windows above F.
-fn read_aggregates(recovered: &Recovered) -> crate::reducer::Recovered {
-    let mut recovery = Recovery::default();
-    // The results above F lie in the newest segments; older ones would only cost time.
-    let spans: Vec<_> = {
-        let history = &recovered.start.history;
-        history[history.len().saturating_sub(AGGREGATE_SEGMENTS_READ)..].to_vec()
-    };
-    let mut reader = LogReader::new(AGGREGATE_LOG_ID, spans, None);
-    while let Some(item) = reader.next_item() {
-        let ReadItem::Block(block) = item else { continue };
-        for record in block.records() {
-            let kind = match record.kind {
-                RecordKind::Aggregates => Kind::Aggregates,
-                RecordKind::Mark => Kind::Mark,
-                RecordKind::Era => Kind::Era,
-                RecordKind::Names | RecordKind::Batch => continue,
-            };
-            if let Err(error) = recovery.feed(kind, record.bytes) {
-                tracing::error!(?error, "a record of the aggregate log is malformed; its windows are written again");
-            }
-        }
-    }
-    recovery.finish()
-}
-
-/// Two would do (the floor moves faster than a segment fills); one more for good measure.
-const AGGREGATE_SEGMENTS_READ: usize = 3;
 
 fn longest_window_ns(config: &Config) -> i64 {
     config.windows.windows.iter().map(|window| window.as_nanos() as i64).max().unwrap_or(60_000_000_000)

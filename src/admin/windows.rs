@@ -91,12 +91,24 @@ fn percent_decode(text: &str) -> String {
 /// Offers everything in one span. What cannot be read (retention was faster, a damaged block) is passed over; damage is
 /// reported by `log verify` and at the next start.
 async fn read(span: &ReadSpan, query: &mut WindowQuery) {
-    let Ok(reader) = executor::Reader::open(&span.path).await else { return };
+    let reader = match executor::Reader::open(&span.path).await {
+        Ok(reader) => reader,
+        Err(error) => {
+            tracing::warn!(cause = "read_windows", path = %span.path.display(), %error, "a segment of closed windows cannot be opened");
+            return;
+        }
+    };
     let mut at = span.from;
     let mut want = CHUNK_BYTES;
     while at < span.to {
         let len = want.min((span.to - at) as usize);
-        let Ok(bytes) = reader.read_at(at, len).await else { break };
+        let bytes = match reader.read_at(at, len).await {
+            Ok(bytes) => bytes,
+            Err(error) => {
+                tracing::warn!(cause = "read_windows", path = %span.path.display(), %error, "a segment of closed windows cannot be read");
+                break;
+            }
+        };
         if bytes.is_empty() {
             break;
         }

@@ -74,15 +74,12 @@ pub async fn keep(mut log: Kept, shared: Arc<Shared>, window_reach_ns: i64, stop
             }
         }
         let floor_ns = shared.floor_ns.load(Ordering::Relaxed);
-        let clock_ns = {
-            let published = shared.clock.load(Ordering::Relaxed);
-            // Wall time is good enough for an age of hours.
-            let _ = published;
-            crate::reducer::thread::wall_ns()
-        };
+        // Wall time is good enough for ages of hours.
+        let clock_ns = crate::reducer::thread::wall_ns();
         let needed_from_ns = floor_ns.saturating_sub(window_reach_ns);
         release(&mut log, clock_ns, needed_from_ns, ready.len());
-        let wants = log.shard.as_ref().is_some_and(|ports| !ports.prepared.is_full());
+        // The shard takes them at once; what counts is how many it has not opened.
+        let wants = log.shard.as_ref().is_some_and(|ports| ready.len() < ports.prepared.capacity());
         let gauges = log.gauges.clone();
         let mut pause = LOOK_EVERY;
         if wants {

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use metricstream_shards::log::{AppendError, BlockingLog, Position, ReadSpan, RecordKind};
+use metricstream_shards::log::{BlockingLog, Position, ReadSpan};
 use metricstream_shards::mailbox::{Doorbell, Mailbox};
 use metricstream_shards::shard::settings::Shared;
 use metricstream_shards::window::ShardMessage;
@@ -172,7 +172,10 @@ impl Reducer {
     fn publish(&self, log: &Appender) {
         let newest = aggregates_exposition(self.core.newest_of_rules());
         let spans = log.log.writer().read_plan(Position::default());
-        let stamps: std::collections::HashMap<u64, i64> = log.segments.iter().map(|(id, _, last)| (*id, *last)).collect();
+        // The segment being written has no last stamp yet.
+        let closed = log.segments.len().saturating_sub(1);
+        let stamps: std::collections::HashMap<u64, i64> =
+            log.segments.iter().take(closed).map(|(id, _, last)| (*id, *last)).collect();
         let view = View {
             books: self.core.books(),
             closed: self.core.closed(),
@@ -208,60 +211,36 @@ struct Appender {
 
 impl AggregateLog for Appender {
     fn append(&mut self, kind: Kind, stamp_ns: i64, results: u32, bytes: &[u8]) -> Result<(), LogRefused> {
-        let kind = match kind {
-            Kind::Aggregates => RecordKind::Aggregates,
-            Kind::Mark => RecordKind::Mark,
-            Kind::Era => RecordKind::Era,
-        };
-        let appended = match self.log.append_opaque(kind, stamp_ns, results, bytes) {
-            Err(AppendError::Full) => {
-                self.flush()?;
-                self.log.append_opaque(kind, stamp_ns, results, bytes)
-            }
-            Err(AppendError::Unavailable) => {
-                self.flush()?;
-                self.log.append_opaque(kind, stamp_ns, results, bytes)
-            }
-            appended => appended,
-        };
-        match appended {
-            Ok(_) => {
-                if let Some((_, _, last)) = self.segments.back_mut() {
-                    *last = (*last).max(stamp_ns);
-                }
-                Ok(())
-            }
-            Err(error) => {
-                tracing::error!(cause = "aggregate_log", %error, "closed windows cannot be appended; trying again");
-                self.refused = true;
-                Err(LogRefused)
-            }
+        let appended = self.log.append(kind, stamp_ns, results, bytes);
+        if appended.is_ok()
+            && let Some((_, _, last)) = self.segments.back_mut()
+        {
+            *last = (*last).max(stamp_ns);
         }
+        self.noted(appended, "closed windows cannot be appended; trying again")
     }
 
     fn flush(&mut self) -> Result<(), LogRefused> {
-        let flushed = self.log.flush(&());
+        let flushed = AggregateLog::flush(&mut self.log);
         for span in self.log.writer().read_plan(Position::default()) {
             if self.segments.back().is_none_or(|(id, ..)| *id < span.segment_id) {
                 let last = self.segments.back().map_or(i64::MIN, |(_, _, last)| *last);
                 self.segments.push_back((span.segment_id, span.path, last));
             }
         }
-        match flushed {
-            Ok(_) => {
-                self.refused = false;
-                Ok(())
-            }
-            Err(error) => {
-                tracing::error!(cause = "aggregate_log", %error, "closed windows cannot be made durable; trying again");
-                self.refused = true;
-                Err(LogRefused)
-            }
-        }
+        self.noted(flushed, "closed windows cannot be made durable; trying again")
     }
 }
 
 impl Appender {
+    fn noted(&mut self, result: Result<(), LogRefused>, what: &str) -> Result<(), LogRefused> {
+        self.refused = result.is_err();
+        if self.refused {
+            tracing::error!(cause = "aggregate_log", "{what}");
+        }
+        result
+    }
+
     /// Lets go of segments beyond the bounds. A restart needs the results above F: the newest two always stay.
     fn retain(&mut self, clock_ns: i64) {
         let segment_bytes = self.log.writer().config().segment_bytes;
