@@ -19,8 +19,7 @@ use crossbeam_queue::ArrayQueue;
 use metricstream_shards::counters::{Counters, Distributions};
 use metricstream_shards::http::{Route, Router};
 use metricstream_shards::log::{
-    AGGREGATE_LOG_ID, BlockingLog, LogWriter, PAGE_BYTES, Recovered, WriteMode,
-    WriterConfig, recover,
+    AGGREGATE_LOG_ID, BlockingLog, LogWriter, PAGE_BYTES, Recovered, WriteMode, WriterConfig, recover,
 };
 use metricstream_shards::mailbox::{Doorbell, Mailbox};
 use metricstream_shards::ring::{probe, uring};
@@ -71,12 +70,7 @@ pub fn run(config: &Config, clients: &[ResolvedClient], lines: &LogLines) -> Res
     let cores = placement::cores();
     let place = placement::place(&cores, config.node.shards as usize, config.node.pin);
     let shard_count = place.shards.len();
-    probe::probe(probe::memlock_need_bytes(
-        shard_count,
-        uring::SQ_ENTRIES,
-        uring::CQ_ENTRIES,
-        uring::BUFFER_ENTRIES,
-    ))?;
+    probe::probe(probe::memlock_need_bytes(shard_count, uring::SQ_ENTRIES, uring::CQ_ENTRIES, uring::BUFFER_ENTRIES))?;
     raise_descriptor_limit(config.http.connections_max);
 
     let data = DataDir::open(&config.node.data_dir)?;
@@ -129,7 +123,10 @@ pub fn run(config: &Config, clients: &[ResolvedClient], lines: &LogLines) -> Res
         recovered.iter().map(|(_, log)| log).chain([&aggregate]).filter_map(|log| log.last_stamp_ns).max();
     let (from_aggregates, unreadable) = segment_log::recover(&aggregate.start.history);
     if unreadable != segment_log::Unreadable::default() {
-        tracing::error!(?unreadable, "parts of the aggregate log cannot be read; their windows are made again from the logs");
+        tracing::error!(
+            ?unreadable,
+            "parts of the aggregate log cannot be read; their windows are made again from the logs"
+        );
     }
     let spans = translate::spans(config);
     let (clock, event) =
@@ -154,6 +151,7 @@ pub fn run(config: &Config, clients: &[ResolvedClient], lines: &LogLines) -> Res
     }
     let floor_ns = from_aggregates.floor_ns;
     shared.floor_ns.store(floor_ns, Ordering::Relaxed);
+    shared.durable_floor_ns.store(floor_ns, Ordering::Relaxed);
     let refold_from_ns = floor_ns.saturating_sub(settings.fold.future_bound_ns);
 
     // Who talks to whom.
@@ -218,7 +216,15 @@ pub fn run(config: &Config, clients: &[ResolvedClient], lines: &LogLines) -> Res
             segments: log
                 .segments
                 .iter()
-                .map(|info| (info.segment_id, info.path.clone(), info.last_stamp_ns.unwrap_or(i64::MAX)))
+                .map(|info| segments::Segment {
+                    id: info.segment_id,
+                    path: info.path.clone(),
+                    last_stamp_ns: info.last_stamp_ns.unwrap_or(i64::MAX),
+                    // What its points reach is known only by folding them; no further than this.
+                    newest_ns: info
+                        .last_stamp_ns
+                        .map_or(i64::MAX, |last| last.saturating_add(settings.fold.future_bound_ns)),
+                })
                 .collect(),
             unused: log.unused.clone(),
             shard: None,
@@ -363,7 +369,6 @@ pub fn run(config: &Config, clients: &[ResolvedClient], lines: &LogLines) -> Res
     let stop_backplane = Arc::new(AtomicBool::new(false));
     let backplane = {
         let (shared, stop_all) = (shared.clone(), stop_backplane.clone());
-        let window_reach_ns = settings.fold.future_bound_ns + longest_window_ns(config);
         let core = place.backplane;
         let node_id = data.node_id();
         let view = view.clone();
@@ -392,14 +397,12 @@ pub fn run(config: &Config, clients: &[ResolvedClient], lines: &LogLines) -> Res
                     tracing::warn!(%error, "the disk's abilities cannot be tried");
                 }
                 for keeper in keepers {
-                    let task = segments::keep(keeper, shared.clone(), window_reach_ns, stop.clone());
+                    let task = segments::keep(keeper, shared.clone(), stop.clone());
                     backplane.spawn(executor::Queue::Disk, task);
                 }
                 match executor::Listener::bind(admin_address) {
-                    Ok(listener) => backplane.spawn(
-                        executor::Queue::Admin,
-                        admin::serve(backplane, listener, Rc::new(state), stop.clone()),
-                    ),
+                    Ok(listener) => backplane
+                        .spawn(executor::Queue::Admin, admin::serve(backplane, listener, Rc::new(state), stop.clone())),
                     Err(error) => tracing::error!(%admin_address, %error, "the admin listener cannot be opened"),
                 }
                 while !stop_all.load(Ordering::Acquire) {
@@ -494,8 +497,8 @@ fn listen(config: &Config, shards: usize) -> Result<Vec<Group>, RunError> {
 }
 
 fn recover_log(path: &std::path::Path, log_id: u32, node_id: u128) -> Result<Recovered, RunError> {
-    let recovered = recover(path, log_id, node_id)
-        .map_err(|error| RunError::Recover { path: path.to_path_buf(), error })?;
+    let recovered =
+        recover(path, log_id, node_id).map_err(|error| RunError::Recover { path: path.to_path_buf(), error })?;
     for note in &recovered.notes {
         tracing::warn!(log = %path.display(), "{note}");
     }

@@ -702,7 +702,7 @@ impl Core {
         if op.segment_id != self.opened_segment {
             self.opened_segment = op.segment_id;
             self.ports.counters.log_segment.set(op.segment_id);
-            let notice = LogNotice::Opened { segment_id: op.segment_id, last_stamp_before_ns: now.stamp_ns };
+            let notice = LogNotice::Opened { segment_id: op.segment_id, stamp_ns: now.stamp_ns };
             // The queue is longer than segments can be opened between two looks at it.
             let _ = self.ports.notices.push(notice);
         }
@@ -794,6 +794,7 @@ impl Core {
             ops: &mut self.ops,
             shared: &self.shared,
             counters: &self.ports.counters,
+            notices: &self.ports.notices,
             clock_ns: now.stamp_ns,
             now_ns: now.monotonic_ns,
         };
@@ -832,7 +833,9 @@ impl Core {
         if now_ns > patience_ns && self.connections.live() > 0 {
             for key in self.connections.keys() {
                 let Some(mut connection) = self.connections.take(key) else { continue };
-                if connection.life == Life::Open && !connection.owes_replies() && connection.assembler.is_idle() || overdue {
+                if connection.life == Life::Open && !connection.owes_replies() && connection.assembler.is_idle()
+                    || overdue
+                {
                     connection.life = Life::Closing;
                 }
                 self.settle(connection, now);
