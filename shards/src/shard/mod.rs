@@ -661,6 +661,7 @@ impl Core {
         counters.log_durable_block.set(path.log.durable_commit().0);
         counters.log_end_block.set(path.log.last_commit().0);
         counters.log_unavailable.set(u64::from(path.is_log_unavailable()));
+        counters.open_points.set(self.folding.fold_ref().open_points());
         if now.monotonic_ns >= self.next_publish_ns {
             self.next_publish_ns = now.monotonic_ns + PUBLISH_EVERY_NS;
             self.publish();
