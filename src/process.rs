@@ -234,14 +234,19 @@ pub fn run(config: &Config, clients: &[ResolvedClient], lines: &LogLines) -> Res
             let wake = Arc::new(Wake::new().map_err(|error| RunError::Io { what: "no eventfd", error })?);
             let prepared = Arc::new(ArrayQueue::new(config.log.spare_segments as usize));
             let notices = Arc::new(ArrayQueue::new(NOTICES));
+            let no_more = Arc::new(AtomicBool::new(false));
             let mailbox = Mailbox::new(MAILBOX_MESSAGES, bell.clone());
             let shard_counters = Arc::new(Counters::new(Route::ALL.len() + 1));
             counters.push(shard_counters.clone());
             wakes.push(wake.clone());
             depths.push(mailbox.clone());
             sources.push((Source::Shard(number as u16), mailbox.clone()));
-            keeper.shard =
-                Some(segments::Ports { prepared: prepared.clone(), notices: notices.clone(), wake: wake.clone() });
+            keeper.shard = Some(segments::Ports {
+                prepared: prepared.clone(),
+                notices: notices.clone(),
+                no_more: no_more.clone(),
+                wake: wake.clone(),
+            });
             let writer = LogWriter::new(
                 WriterConfig {
                     segment_bytes: config.log.segment_bytes.bytes(),
@@ -252,7 +257,14 @@ pub fn run(config: &Config, clients: &[ResolvedClient], lines: &LogLines) -> Res
                 },
                 log.start,
             );
-            let ports = Ports { segments: prepared, notices, reducer: mailbox, wake, counters: shard_counters };
+            let ports = Ports {
+                segments: prepared,
+                notices,
+                no_more_segments: no_more,
+                reducer: mailbox,
+                wake,
+                counters: shard_counters,
+            };
             shards.push((number, writer, ports, listeners));
         }
         keepers.push(keeper);
