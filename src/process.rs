@@ -412,10 +412,8 @@ pub fn run(config: &Config, clients: &[ResolvedClient], lines: &LogLines) -> Res
                     backplane.spawn(executor::Queue::Disk, task);
                 }
                 let listener = executor::Listener::from_socket(admin_socket);
-                backplane.spawn(
-                    executor::Queue::Admin,
-                    admin::serve(backplane, listener, Rc::new(state), stop.clone()),
-                );
+                backplane
+                    .spawn(executor::Queue::Admin, admin::serve(backplane, listener, Rc::new(state), stop.clone()));
                 while !stop_all.load(Ordering::Acquire) {
                     executor::sleep(Duration::from_millis(20)).await;
                 }

@@ -847,7 +847,8 @@ impl Core {
             && self.path.log.is_idle()
             && self.commits.folded_commit() == self.path.log.last_commit().0;
         // A disk that does not come back must not hold the process: what is not durable was not acknowledged.
-        if (quiet || overdue) && (self.folding.say_drained() || overdue) {
+        let said = (quiet || overdue) && self.folding.say_drained();
+        if said || overdue {
             self.drained = true;
         }
     }
