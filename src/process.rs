@@ -80,14 +80,13 @@ pub fn run(config: &Config, clients: &[ResolvedClient], lines: &LogLines) -> Res
         .iter()
         .map(|(_, sockets)| sockets::local_address(&sockets[0]).map(|address| address.to_string()).unwrap_or_default())
         .collect();
-    // Tried here, so that a taken port is refused before anything is served; the executor binds it for good.
-    match std::net::TcpListener::bind(admin_address) {
-        Ok(_) => {}
+    let admin_socket = match sockets::listen_alone(admin_address) {
+        Ok(socket) => socket,
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
             return Err(RunError::PortInUse { address: admin_address, option: "--admin" });
         }
         Err(error) => return Err(RunError::Listen { address: admin_address, error }),
-    }
+    };
 
     let mode = match config.log.flush {
         FlushMode::Fdatasync => WriteMode::WriteThenFlush,
@@ -412,11 +411,9 @@ pub fn run(config: &Config, clients: &[ResolvedClient], lines: &LogLines) -> Res
                     let task = segments::keep(keeper, shared.clone(), stop.clone());
                     backplane.spawn(executor::Queue::Disk, task);
                 }
-                match executor::Listener::bind(admin_address) {
-                    Ok(listener) => backplane
-                        .spawn(executor::Queue::Admin, admin::serve(backplane, listener, Rc::new(state), stop.clone())),
-                    Err(error) => tracing::error!(%admin_address, %error, "the admin listener cannot be opened"),
-                }
+                let listener = executor::Listener::from_socket(admin_socket);
+                backplane
+                    .spawn(executor::Queue::Admin, admin::serve(backplane, listener, Rc::new(state), stop.clone()));
                 while !stop_all.load(Ordering::Acquire) {
                     executor::sleep(Duration::from_millis(20)).await;
                 }
