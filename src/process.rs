@@ -30,7 +30,7 @@ use metricstream_shards::window::ShardMessage;
 use metricstream_shards::window::protocol::{ClockEvent, FoldClock};
 
 use crate::backplane::{executor, segments};
-use crate::config::{Config, Durability, FlushMode, ResolvedClient, Steering};
+use crate::config::{Config, Durability, FlushMode, ResolvedClient, Steering, WhenFull};
 use crate::data_dir::{self, DataDir, DataDirError};
 use crate::logging::LogLines;
 use crate::reducer::thread::{Reducer, Retention, SharedView, Store, View, wall_ns};
@@ -121,6 +121,7 @@ pub fn run(config: &Config, clients: &[ResolvedClient], lines: &LogLines) -> Res
     numbers.extend((0..shard_count as u32).filter(|n| !numbers.contains(n)).collect::<Vec<_>>());
     numbers.sort_unstable();
     for &number in &numbers {
+        segments::remove_half_filled(&data.shard_log(number));
         recovered.push((number, recover_log(&data.shard_log(number), number, data.node_id())?));
     }
     let aggregate_dir = data.aggregate_log();
@@ -214,6 +215,7 @@ pub fn run(config: &Config, clients: &[ResolvedClient], lines: &LogLines) -> Res
             segment_bytes: config.log.segment_bytes.bytes(),
             bytes_max: config.log.bytes_max.bytes(),
             retention: config.log.retention,
+            drop_oldest: config.log.when_full == WhenFull::DropOldest,
             next_segment_id: log.start.next_segment_id,
             segments: log
                 .segments
