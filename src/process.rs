@@ -148,10 +148,13 @@ pub fn run(config: &Config, clients: &[ResolvedClient], lines: &LogLines) -> Res
     // The floor: from the log, else what the horizon reaches back from now.
     let now_ns = clock.now(origin.elapsed().as_nanos() as i64);
     let mut from_aggregates = from_aggregates;
+    let from_now_ns = now_ns - spans.lateness_ns - spans.horizon_ns;
+    let from_now_ns = from_now_ns - from_now_ns.rem_euclid(3_600_000_000_000.min(longest_window_ns(config)));
     if from_aggregates.floor_ns == i64::MIN {
-        let align_ns = 3_600_000_000_000;
-        let floor_ns = now_ns - spans.lateness_ns - spans.horizon_ns;
-        from_aggregates.floor_ns = floor_ns - floor_ns.rem_euclid(align_ns.min(longest_window_ns(config)));
+        from_aggregates.floor_ns = from_now_ns;
+    } else if matches!(event, ClockEvent::EraStarted { .. }) {
+        // The floor of an era whose clock was ahead would call everything late until that time has come.
+        from_aggregates.floor_ns = from_aggregates.floor_ns.min(from_now_ns);
     }
     let floor_ns = from_aggregates.floor_ns;
     shared.floor_ns.store(floor_ns, Ordering::Relaxed);
@@ -314,15 +317,9 @@ pub fn run(config: &Config, clients: &[ResolvedClient], lines: &LogLines) -> Res
         shared: shared.clone(),
         view: view.clone(),
         stop: stop_reducer.clone(),
+        started: event,
     };
     let reducer = spawn("ms-reducer", move || reducer.run(store))?;
-    if let ClockEvent::EraStarted { era, from_ns, to_ns } = event {
-        tracing::error!(
-            era,
-            back_s = (from_ns - to_ns) / 1_000_000_000,
-            "the logs hold stamps from beyond the horizon ahead of this clock: a new era of windows begins"
-        );
-    }
 
     // The rebuild, beside everything else.
     let fold = translate::fold(config, 1);
