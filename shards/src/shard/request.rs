@@ -77,7 +77,8 @@ pub struct Context<'a> {
 const LOG_RETRY_S: u32 = 2;
 const DRAIN_RETRY_S: u32 = 5;
 /// With this much appended and not flushed, a memory-mode listener answers 503.
-const UNAVAILABLE: &str = "the log cannot take points now (its disk is full, failing or behind); nothing was kept, send again later";
+const UNAVAILABLE: &str =
+    "the log cannot take points now (its disk is full, failing or behind); nothing was kept, send again later";
 const DRAINING: &str = "this server is stopping; send again in a moment";
 
 impl Path {
@@ -279,8 +280,7 @@ impl Path {
         };
         let retry_after_s = (refusal.retry_after_ms.div_ceil(1000)).clamp(1, 30) as u32;
         let dialect = route.dialect();
-        let status =
-            if dialect == Dialect::Native || cx.settings.over_quota == OverQuota::Shed { 429 } else { 503 };
+        let status = if dialect == Dialect::Native || cx.settings.over_quota == OverQuota::Shed { 429 } else { 503 };
         cx.counters.limited[refusal.dimension as usize].add(1);
         cx.counters.shed[Shed::Quota as usize].add(1);
         cx.counters.count_request(route as usize, status);
@@ -362,8 +362,10 @@ impl Path {
             }
         };
         let fault = if cx.draining {
+            cx.counters.shed[Shed::Draining as usize].add(1);
             Fault::unavailable("draining", DRAINING, DRAIN_RETRY_S)
         } else if matches!(self.log.state(), LogState::Failed | LogState::Probing) {
+            cx.counters.shed[Shed::Log as usize].add(1);
             Fault::unavailable("log_unavailable", UNAVAILABLE, LOG_RETRY_S)
         } else {
             match self.callers.resolve(cx.caller, head, cx.listener.trust_client_id, cx.now.second()) {
