@@ -120,9 +120,9 @@ fn an_empty_file_is_the_default_configuration() {
 #[test]
 fn the_defaults_serve_this_host_only_with_the_platform_limit() {
     let config = Config::default();
-    assert_eq!(config.listen[0].addresses, vec!["127.0.0.1:8186".parse().expect("address")]);
+    assert_eq!(config.listen[0].addresses, vec!["127.0.0.1:8186".parse::<std::net::SocketAddr>().expect("address")]);
     assert_eq!(config.listen[0].durability, Durability::Disk);
-    assert_eq!(config.admin.listen, "127.0.0.1:9186".parse().expect("address"));
+    assert_eq!(config.admin.listen, "127.0.0.1:9186".parse::<std::net::SocketAddr>().expect("address"));
     assert_eq!(config.node.data_dir, Path::new("./metricstream-data"));
     assert_eq!(config.limiter.requests_per_s, Rate(100.0));
     assert_eq!([0, 1, 2, 8].map(|cores| config.shard_count(cores)), [1, 1, 1, 7]);
