@@ -19,8 +19,7 @@ use crossbeam_queue::ArrayQueue;
 use metricstream_shards::counters::{Counters, Distributions};
 use metricstream_shards::http::{Route, Router};
 use metricstream_shards::log::{
-    AGGREGATE_LOG_ID, BlockingLog, LogWriter, PAGE_BYTES, Recovered, WriteMode,
-    WriterConfig, recover,
+    AGGREGATE_LOG_ID, BlockingLog, LogWriter, PAGE_BYTES, Recovered, WriteMode, WriterConfig, recover,
 };
 use metricstream_shards::mailbox::{Doorbell, Mailbox};
 use metricstream_shards::ring::{probe, uring};
@@ -71,12 +70,7 @@ pub fn run(config: &Config, clients: &[ResolvedClient], lines: &LogLines) -> Res
     let cores = placement::cores();
     let place = placement::place(&cores, config.node.shards as usize, config.node.pin);
     let shard_count = place.shards.len();
-    probe::probe(probe::memlock_need_bytes(
-        shard_count,
-        uring::SQ_ENTRIES,
-        uring::CQ_ENTRIES,
-        uring::BUFFER_ENTRIES,
-    ))?;
+    probe::probe(probe::memlock_need_bytes(shard_count, uring::SQ_ENTRIES, uring::CQ_ENTRIES, uring::BUFFER_ENTRIES))?;
     raise_descriptor_limit(config.http.connections_max);
 
     let data = DataDir::open(&config.node.data_dir)?;
@@ -93,6 +87,10 @@ pub fn run(config: &Config, clients: &[ResolvedClient], lines: &LogLines) -> Res
             return Err(RunError::PortInUse { address: admin_address, option: "--admin" });
         }
         Err(error) => return Err(RunError::Listen { address: admin_address, error }),
+    }
+
+    for sentence in open_doors(config) {
+        tracing::warn!("{sentence}");
     }
 
     let mode = match config.log.flush {
@@ -130,7 +128,10 @@ pub fn run(config: &Config, clients: &[ResolvedClient], lines: &LogLines) -> Res
         recovered.iter().map(|(_, log)| log).chain([&aggregate]).filter_map(|log| log.last_stamp_ns).max();
     let (from_aggregates, unreadable) = segment_log::recover(&aggregate.start.history);
     if unreadable != segment_log::Unreadable::default() {
-        tracing::error!(?unreadable, "parts of the aggregate log cannot be read; their windows are made again from the logs");
+        tracing::error!(
+            ?unreadable,
+            "parts of the aggregate log cannot be read; their windows are made again from the logs"
+        );
     }
     let spans = translate::spans(config);
     let (clock, event) =
@@ -395,10 +396,8 @@ pub fn run(config: &Config, clients: &[ResolvedClient], lines: &LogLines) -> Res
                     backplane.spawn(executor::Queue::Disk, task);
                 }
                 match executor::Listener::bind(admin_address) {
-                    Ok(listener) => backplane.spawn(
-                        executor::Queue::Admin,
-                        admin::serve(backplane, listener, Rc::new(state), stop.clone()),
-                    ),
+                    Ok(listener) => backplane
+                        .spawn(executor::Queue::Admin, admin::serve(backplane, listener, Rc::new(state), stop.clone())),
                     Err(error) => tracing::error!(%admin_address, %error, "the admin listener cannot be opened"),
                 }
                 while !stop_all.load(Ordering::Acquire) {
@@ -437,6 +436,13 @@ pub fn run(config: &Config, clients: &[ResolvedClient], lines: &LogLines) -> Res
             }
         }
         lines.report_suppressed();
+        if stopping_since.is_none()
+            && (threads.iter().any(JoinHandle::is_finished) || reducer.is_finished() || backplane.is_finished())
+        {
+            // Serving on without a shard, without windows or without segments would look well and be none of it.
+            tracing::error!("a thread of this process has ended; ending the process, so that it is started again");
+            std::process::exit(1);
+        }
         if stopping_since.is_some() && threads.iter().all(JoinHandle::is_finished) {
             break;
         }
@@ -493,8 +499,8 @@ fn listen(config: &Config, shards: usize) -> Result<Vec<Group>, RunError> {
 }
 
 fn recover_log(path: &std::path::Path, log_id: u32, node_id: u128) -> Result<Recovered, RunError> {
-    let recovered = recover(path, log_id, node_id)
-        .map_err(|error| RunError::Recover { path: path.to_path_buf(), error })?;
+    let recovered =
+        recover(path, log_id, node_id).map_err(|error| RunError::Recover { path: path.to_path_buf(), error })?;
     for note in &recovered.notes {
         tracing::warn!(log = %path.display(), "{note}");
     }
@@ -512,6 +518,27 @@ fn recover_log(path: &std::path::Path, log_id: u32, node_id: u128) -> Result<Rec
         tracing::info!(log = %path.display(), "the last write of the previous run was cut off before its flush; dropped");
     }
     Ok(recovered)
+}
+
+/// What a newcomer may not mean: doors open to other hosts that ask nobody who they are.
+fn open_doors(config: &Config) -> Vec<String> {
+    let mut sentences = Vec::new();
+    if !config.auth.required {
+        for address in config.listen.iter().flat_map(|listen| &listen.addresses).filter(|a| !a.ip().is_loopback()) {
+            sentences.push(format!(
+                "{address} can be reached from other hosts and anybody may write: set required = true in [auth] and \
+                 give each sender a token in a [[client]] block, unless the network keeps strangers out"
+            ));
+        }
+    }
+    if !config.admin.listen.ip().is_loopback() {
+        sentences.push(format!(
+            "the admin listener {} can be reached from other hosts and asks for no password: everybody there may read \
+             all windows and counters",
+            config.admin.listen
+        ));
+    }
+    sentences
 }
 
 fn longest_window_ns(config: &Config) -> i64 {
@@ -559,6 +586,17 @@ fn rfc3339(ns: i64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn open_doors_are_told_and_closed_ones_are_not() {
+        let config = |text: &str| Config::parse(text, "test.toml").expect("valid");
+        assert_eq!(open_doors(&config("")), Vec::<String>::new());
+        let open = "[[listen]]\naddresses = [\"127.0.0.1:1\", \"[::]:2\"]\n[admin]\nlisten = \"0.0.0.0:3\"\n";
+        let told = open_doors(&config(open));
+        assert!(told.len() == 2 && told[0].starts_with("[::]:2 ") && told[1].contains("0.0.0.0:3 "), "{told:?}");
+        let locked = format!("{open}[auth]\nrequired = true\n[[client]]\nname = \"a\"\ntoken = \"0123456789abcdef\"\n");
+        assert_eq!(open_doors(&config(&locked)).len(), 1, "the admin listener stays open");
+    }
 
     #[test]
     fn a_unix_time_becomes_a_date() {
