@@ -159,6 +159,7 @@ pub fn run(config: &Config, clients: &[ResolvedClient], lines: &LogLines) -> Res
     }
     let floor_ns = from_aggregates.floor_ns;
     shared.floor_ns.store(floor_ns, Ordering::Relaxed);
+    shared.durable_floor_ns.store(floor_ns, Ordering::Relaxed);
     let refold_from_ns = floor_ns.saturating_sub(settings.fold.future_bound_ns);
 
     // Who talks to whom.
@@ -224,7 +225,15 @@ pub fn run(config: &Config, clients: &[ResolvedClient], lines: &LogLines) -> Res
             segments: log
                 .segments
                 .iter()
-                .map(|info| (info.segment_id, info.path.clone(), info.last_stamp_ns.unwrap_or(i64::MAX)))
+                .map(|info| segments::Segment {
+                    id: info.segment_id,
+                    path: info.path.clone(),
+                    last_stamp_ns: info.last_stamp_ns.unwrap_or(i64::MAX),
+                    // What its points reach is known only by folding them; no further than this.
+                    newest_ns: info
+                        .last_stamp_ns
+                        .map_or(i64::MAX, |last| last.saturating_add(settings.fold.future_bound_ns)),
+                })
                 .collect(),
             unused: log.unused.clone(),
             shard: None,
@@ -363,7 +372,6 @@ pub fn run(config: &Config, clients: &[ResolvedClient], lines: &LogLines) -> Res
     let stop_backplane = Arc::new(AtomicBool::new(false));
     let backplane = {
         let (shared, stop_all) = (shared.clone(), stop_backplane.clone());
-        let window_reach_ns = settings.fold.future_bound_ns + longest_window_ns(config);
         let core = place.backplane;
         let node_id = data.node_id();
         let view = view.clone();
@@ -392,7 +400,7 @@ pub fn run(config: &Config, clients: &[ResolvedClient], lines: &LogLines) -> Res
                     tracing::warn!(%error, "the disk's abilities cannot be tried");
                 }
                 for keeper in keepers {
-                    let task = segments::keep(keeper, shared.clone(), window_reach_ns, stop.clone());
+                    let task = segments::keep(keeper, shared.clone(), stop.clone());
                     backplane.spawn(executor::Queue::Disk, task);
                 }
                 match executor::Listener::bind(admin_address) {

@@ -23,13 +23,30 @@ pub struct Kept {
     /// At the bound the oldest goes although a window may need it: the operator chose to lose it rather than refuse
     pub drop_oldest: bool,
     pub next_segment_id: u64,
-    /// With blocks, oldest first: number, file, last stamp (none younger)
-    pub segments: VecDeque<(u64, PathBuf, i64)>,
+    /// With blocks, oldest first
+    pub segments: VecDeque<Segment>,
     /// Files that can be used again
     pub unused: Vec<PathBuf>,
     /// `None`: the log of a shard that no longer exists, only emptied
     pub shard: Option<Ports>,
     pub gauges: Arc<Gauges>,
+}
+
+/// A segment that holds records.
+pub struct Segment {
+    pub id: u64,
+    pub path: PathBuf,
+    /// No record is younger
+    pub last_stamp_ns: i64,
+    /// No point that windows hold is newer; `i64::MAX` until it is folded to its end
+    pub newest_ns: i64,
+}
+
+impl Segment {
+    /// Windows below the floor are frozen: nothing will be rebuilt from this segment any more.
+    fn is_done(&self, floor_ns: i64) -> bool {
+        self.newest_ns < floor_ns
+    }
 }
 
 pub struct Ports {
@@ -52,42 +69,28 @@ pub struct Gauges {
     pub at_bound: AtomicU64,
 }
 
-const LOOK_EVERY: Duration = Duration::from_millis(10);
+const LOOK_EVERY: Duration = Duration::from_millis(50);
 const AFTER_FAILURE: Duration = Duration::from_millis(500);
 
-/// Keeps one log until `stop`. `window_reach_ns`: how far before the floor a record may still be needed by a window.
-pub async fn keep(mut log: Kept, shared: Arc<Shared>, window_reach_ns: i64, stop: Rc<Cell<bool>>) {
+/// Keeps one log until `stop`.
+pub async fn keep(mut log: Kept, shared: Arc<Shared>, stop: Rc<Cell<bool>>) {
     // Prepared and not yet seen to be opened by the shard
     let mut ready: VecDeque<(u64, PathBuf)> = VecDeque::new();
     while !stop.get() {
         let mut opened = false;
-        while let Some(LogNotice::Opened { segment_id, last_stamp_before_ns }) =
-            log.shard.as_ref().and_then(|ports| ports.notices.pop())
-        {
+        while let Some(notice) = log.shard.as_ref().and_then(|ports| ports.notices.pop()) {
             opened = true;
-            if let Some((_, _, last)) = log.segments.back_mut() {
-                *last = (*last).min(last_stamp_before_ns);
-            }
-            while let Some((id, path)) = ready.pop_front() {
-                if id == segment_id {
-                    log.segments.push_back((id, path, i64::MAX));
-                    break;
-                }
-                // Passed over: the shard refused it.
-                log.unused.push(path);
-            }
+            take_notice(&mut log, &mut ready, notice);
         }
-        let floor_ns = shared.floor_ns.load(Ordering::Relaxed);
+        let floor_ns = shared.durable_floor_ns.load(Ordering::Relaxed);
         // Wall time is good enough for ages of hours.
-        let clock_ns = crate::reducer::thread::wall_ns();
-        let needed_from_ns = floor_ns.saturating_sub(window_reach_ns);
-        release(&mut log, clock_ns, needed_from_ns, ready.len());
+        release(&mut log, crate::reducer::thread::wall_ns(), floor_ns, ready.len());
         // The shard takes them at once; what counts is how many it has not opened.
         let wants = log.shard.as_ref().is_some_and(|ports| ready.len() < ports.prepared.capacity());
         let gauges = log.gauges.clone();
         let mut pause = LOOK_EVERY;
         if wants {
-            match prepare(&mut log, needed_from_ns, ready.len(), &stop).await {
+            match prepare(&mut log, ready.len(), &stop).await {
                 Ok(Some(segment)) => {
                     gauges.at_bound.store(0, Ordering::Relaxed);
                     gauges.prepared.fetch_add(1, Ordering::Relaxed);
@@ -100,6 +103,11 @@ pub async fn keep(mut log: Kept, shared: Arc<Shared>, window_reach_ns: i64, stop
                     pause = Duration::ZERO;
                 }
                 Ok(None) => {
+                    // The oldest segment could go if its windows were frozen: ask for that.
+                    let newest_ns = log.segments.front().map_or(i64::MAX, |segment| segment.newest_ns);
+                    if newest_ns != i64::MAX {
+                        shared.wanted_floor_ns.fetch_max(newest_ns.saturating_add(1), Ordering::Relaxed);
+                    }
                     if gauges.at_bound.swap(1, Ordering::Relaxed) == 0 {
                         tracing::warn!(
                             cause = "log_bound", dir = %log.dir.display(), bytes_max = log.bytes_max,
@@ -133,18 +141,41 @@ pub async fn keep(mut log: Kept, shared: Arc<Shared>, window_reach_ns: i64, stop
     }
 }
 
+fn take_notice(log: &mut Kept, ready: &mut VecDeque<(u64, PathBuf)>, notice: LogNotice) {
+    match notice {
+        LogNotice::Opened { segment_id, stamp_ns } => {
+            if let Some(before) = log.segments.back_mut() {
+                before.last_stamp_ns = before.last_stamp_ns.min(stamp_ns);
+            }
+            while let Some((id, path)) = ready.pop_front() {
+                if id == segment_id {
+                    log.segments.push_back(Segment { id, path, last_stamp_ns: i64::MAX, newest_ns: i64::MAX });
+                    break;
+                }
+                // Passed over: the shard refused it.
+                log.unused.push(path);
+            }
+        }
+        LogNotice::Folded { segment_id, newest_ns } => {
+            if let Some(segment) = log.segments.iter_mut().find(|segment| segment.id == segment_id) {
+                segment.newest_ns = newest_ns;
+            }
+        }
+    }
+}
+
 /// Segments past their time become unused; more unused files than are soon needed are deleted.
-fn release(log: &mut Kept, clock_ns: i64, needed_from_ns: i64, ready: usize) {
+fn release(log: &mut Kept, clock_ns: i64, floor_ns: i64, ready: usize) {
     let oldest_kept_ns = clock_ns.saturating_sub(log.retention.as_nanos() as i64);
-    while let Some((_, _, last)) = log.segments.front()
-        && *last < needed_from_ns
+    while let Some(oldest) = log.segments.front()
+        && oldest.is_done(floor_ns)
         // The last one is being written, or holds the place where recovery begins.
         && (log.segments.len() > 1 || log.shard.is_none())
-        && (*last < oldest_kept_ns || over(log, ready))
+        && (oldest.last_stamp_ns < oldest_kept_ns || over(log, ready))
     {
-        let (_, path, _) = log.segments.pop_front().expect("looked at");
+        let oldest = log.segments.pop_front().expect("looked at");
         log.gauges.recycled.fetch_add(1, Ordering::Relaxed);
-        log.unused.push(path);
+        log.unused.push(oldest.path);
     }
     let spare = if log.shard.is_some() { 1 } else { 0 };
     while log.unused.len() > spare {
@@ -153,33 +184,24 @@ fn release(log: &mut Kept, clock_ns: i64, needed_from_ns: i64, ready: usize) {
     }
 }
 
-/// Whether one more segment would be too many.
+/// Whether one more segment would be too many. A spare file does not count: it becomes that segment.
 fn over(log: &Kept, ready: usize) -> bool {
-    (log.segments.len() + ready + log.unused.len() + 1) as u64 * log.segment_bytes > log.bytes_max
+    (log.segments.len() + ready + 1) as u64 * log.segment_bytes > log.bytes_max
 }
 
-async fn prepare(
-    log: &mut Kept,
-    needed_from_ns: i64,
-    ready: usize,
-    stop: &Cell<bool>,
-) -> std::io::Result<Option<PreparedSegment>> {
+async fn prepare(log: &mut Kept, ready: usize, stop: &Cell<bool>) -> std::io::Result<Option<PreparedSegment>> {
     let mut recycle = log.unused.pop();
+    // `release` has taken what may go.
     if recycle.is_none() && over(log, ready) {
-        // At the bound: the oldest goes before its time, if nothing needs it.
-        let free = log.segments.front().is_some_and(|(_, _, last)| *last < needed_from_ns);
-        if log.segments.len() < 2 || !(free || log.drop_oldest) {
+        if !log.drop_oldest || log.segments.len() < 2 {
             return Ok(None);
         }
-        recycle = log.segments.pop_front().map(|(_, path, _)| path);
-        log.gauges.recycled.fetch_add(1, Ordering::Relaxed);
-        if !free {
-            log.gauges.dropped.fetch_add(1, Ordering::Relaxed);
-            tracing::warn!(
-                cause = "log_dropped", dir = %log.dir.display(), bytes_max = log.bytes_max,
-                "the log is at its bound: its oldest segment goes although windows may still need it"
-            );
-        }
+        recycle = log.segments.pop_front().map(|segment| segment.path);
+        log.gauges.dropped.fetch_add(1, Ordering::Relaxed);
+        tracing::warn!(
+            cause = "log_dropped", dir = %log.dir.display(), bytes_max = log.bytes_max,
+            "the log is at its bound: its oldest segment goes although windows may still need it"
+        );
     }
     let (dir, segment_id, bytes) = (log.dir.clone(), log.next_segment_id, log.segment_bytes);
     let fill = fill_path(&dir, segment_id);
@@ -229,14 +251,18 @@ mod tests {
     const MIB: u64 = 1 << 20;
     const S: i64 = 1_000_000_000;
 
-    /// Segments of 1 MiB with these last stamps, in seconds; a shard's log unless `orphan`.
+    /// Segments of 1 MiB with these last stamps, in seconds, their newest points as old; a shard's log unless `orphan`.
     fn kept(dir: &Path, last_s: &[i64], unused: usize, orphan: bool) -> Kept {
         let file = |n: usize| {
             let path = dir.join(segment_file_name(n as u64 + 1));
             std::fs::write(&path, vec![0; MIB as usize]).expect("written");
             path
         };
-        let segments = last_s.iter().enumerate().map(|(n, &s)| (n as u64 + 1, file(n), s.saturating_mul(S))).collect();
+        let segment = |(n, &s): (usize, &i64)| {
+            let ns = s.saturating_mul(S);
+            Segment { id: n as u64 + 1, path: file(n), last_stamp_ns: ns, newest_ns: ns }
+        };
+        let segments = last_s.iter().enumerate().map(segment).collect();
         let ports = || Ports {
             prepared: Arc::new(ArrayQueue::new(2)),
             notices: Arc::new(ArrayQueue::new(2)),
@@ -257,7 +283,7 @@ mod tests {
     }
 
     fn ids(log: &Kept) -> Vec<u64> {
-        log.segments.iter().map(|(id, ..)| *id).collect()
+        log.segments.iter().map(|segment| segment.id).collect()
     }
 
     #[test]
@@ -270,7 +296,7 @@ mod tests {
         assert_eq!(ids(&log), [1, 2, 3], "not needed, but younger than the retention");
         release(&mut log, 1150 * S, 1000 * S, 0);
         assert_eq!((ids(&log), log.unused.len()), (vec![2, 3], 1));
-        release(&mut log, 9999 * S, i64::MAX, 0);
+        release(&mut log, 9999 * S, 9999 * S, 0);
         assert_eq!(ids(&log), [3], "the one being written stays");
         assert_eq!(log.unused.len(), 1, "one file is kept for the next segment, the others are deleted");
     }
@@ -300,20 +326,37 @@ mod tests {
     }
 
     #[test]
+    fn a_segment_may_go_once_its_windows_are_frozen_and_not_before_it_is_folded() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let mut log = kept(dir.path(), &[i64::MAX], 0, false);
+        let mut ready = VecDeque::from([(2, dir.path().join("2")), (3, dir.path().join("3"))]);
+        take_notice(&mut log, &mut ready, LogNotice::Opened { segment_id: 3, stamp_ns: 100 * S });
+        assert_eq!((ids(&log), log.unused.len()), (vec![1, 3], 1), "the shard refused 2");
+        assert_eq!(log.segments[0].last_stamp_ns, 100 * S);
+        release(&mut log, 5000 * S, 4000 * S, 0);
+        assert_eq!(ids(&log), [1, 3], "not folded to its end");
+        take_notice(&mut log, &mut ready, LogNotice::Folded { segment_id: 1, newest_ns: 3999 * S });
+        release(&mut log, 5000 * S, 3999 * S, 0);
+        assert_eq!(ids(&log), [1, 3], "a window above the floor has its points");
+        release(&mut log, 5000 * S, 4000 * S, 0);
+        assert_eq!(ids(&log), [3]);
+    }
+
+    #[test]
     fn a_recycled_file_whose_preparation_failed_is_not_forgotten() {
         let dir = tempfile::tempdir().expect("temporary directory");
         let mut log = kept(dir.path(), &[100, i64::MAX], 1, false);
         // The name that the new segment would get is taken.
         std::fs::write(dir.path().join(segment_file_name(100)), "").expect("written");
         let mut log = executor::run(None, |_| async move {
-            let error = prepare(&mut log, 0, 0, &Cell::new(false)).await.expect_err("the name is taken");
+            let error = prepare(&mut log, 0, &Cell::new(false)).await.expect_err("the name is taken");
             assert_eq!(error.kind(), std::io::ErrorKind::AlreadyExists);
             log
         })
         .expect("the executor starts");
         assert_eq!((log.unused.len(), log.next_segment_id), (1, 101));
         log = executor::run(None, |_| async move {
-            let segment = prepare(&mut log, 0, 0, &Cell::new(false)).await.expect("made").expect("not at the bound");
+            let segment = prepare(&mut log, 0, &Cell::new(false)).await.expect("made").expect("not at the bound");
             assert_eq!(segment.segment_id, 101);
             log
         })
@@ -328,9 +371,9 @@ mod tests {
         log.bytes_max = 3 * MIB;
         let log = executor::run(None, |_| async move {
             let stop = Cell::new(false);
-            assert!(prepare(&mut log, 50 * S, 0, &stop).await.expect("no error").is_none());
+            assert!(prepare(&mut log, 0, &stop).await.expect("no error").is_none());
             log.drop_oldest = true;
-            assert!(prepare(&mut log, 50 * S, 0, &stop).await.expect("no error").is_some());
+            assert!(prepare(&mut log, 0, &stop).await.expect("no error").is_some());
             log
         })
         .expect("the executor starts");

@@ -703,7 +703,7 @@ impl Core {
         if op.segment_id != self.opened_segment {
             self.opened_segment = op.segment_id;
             self.ports.counters.log_segment.set(op.segment_id);
-            let notice = LogNotice::Opened { segment_id: op.segment_id, last_stamp_before_ns: now.stamp_ns };
+            let notice = LogNotice::Opened { segment_id: op.segment_id, stamp_ns: now.stamp_ns };
             // The queue is longer than segments can be opened between two looks at it.
             let _ = self.ports.notices.push(notice);
         }
@@ -795,6 +795,7 @@ impl Core {
             ops: &mut self.ops,
             shared: &self.shared,
             counters: &self.ports.counters,
+            notices: &self.ports.notices,
             clock_ns: now.stamp_ns,
             now_ns: now.monotonic_ns,
         };
