@@ -1,6 +1,7 @@
 //! The configuration as an operator meets it: whole files in, whole problems and whole files out.
 
 use metricstream::config::{self, *};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -395,7 +396,8 @@ fn the_command_line_wins_and_is_judged_with_the_rest() {
     assert_eq!((config.listen.len(), config.listen[0].addresses.len()), (1, 2));
     assert_eq!(config.listen[0].path_prefix, "/ingest/v1", "the first listener's settings stay");
     assert_eq!((config.node.shards, config.logging.level), (2, Level::Error));
-    let twice = Overrides { admin: Some("127.0.0.1:8186".parse().expect("address")), ..Overrides::default() };
+    let twice =
+        Overrides { admin: Some("127.0.0.1:8186".parse::<SocketAddr>().expect("address")), ..Overrides::default() };
     let problems = Config::default().apply(&twice).expect_err("one address for both");
     assert!(problems.to_string().starts_with("command line: listen[0].addresses: 127.0.0.1:8186"), "{problems}");
 }
