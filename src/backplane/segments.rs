@@ -55,6 +55,7 @@ const AFTER_FAILURE: Duration = Duration::from_millis(500);
 pub async fn keep(mut log: Kept, shared: Arc<Shared>, window_reach_ns: i64, stop: Rc<Cell<bool>>) {
     // Prepared and not yet seen to be opened by the shard
     let mut ready: VecDeque<(u64, PathBuf)> = VecDeque::new();
+    remove_unfinished(&log.dir);
     while !stop.get() {
         let mut opened = false;
         while let Some(LogNotice::Opened { segment_id, last_stamp_before_ns }) =
@@ -180,10 +181,13 @@ async fn prepare(
         }
         recycle = Some(fill);
     }
-    let segment = executor::unblock(move || {
-        prepare_segment(Prepare { dir: &dir, segment_id, bytes, recycle: recycle.as_deref() })
+    let (segment, left) = executor::unblock(move || {
+        let segment = prepare_segment(Prepare { dir: &dir, segment_id, bytes, recycle: recycle.as_deref() });
+        (segment, recycle.filter(|path| path.exists()))
     })
     .await;
+    // A file that did not become a segment takes up space like one: it is the first to be used, or to go.
+    log.unused.extend(left);
     // Whatever became of it, the number is spent.
     log.next_segment_id += 1;
     segment.map(Some)
@@ -192,4 +196,30 @@ async fn prepare(
 /// Where a new segment is filled before it gets its name: no reader takes it for a segment.
 fn fill_path(dir: &Path, segment_id: u64) -> PathBuf {
     dir.join(format!("{}.filling", segment_file_name(segment_id)))
+}
+
+/// What a process that was killed in the middle of a fill left behind.
+fn remove_unfinished(dir: &Path) {
+    for path in std::fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path()) {
+        if path.extension().is_some_and(|extension| extension == "filling") {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_a_killed_process_was_filling_does_not_stay() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let dir = dir.path();
+        let (unfinished, segment) = (fill_path(dir, 7), dir.join(segment_file_name(6)));
+        std::fs::write(&unfinished, [0; 10]).expect("written");
+        std::fs::write(&segment, [0; 10]).expect("written");
+        remove_unfinished(dir);
+        assert!(!unfinished.exists() && segment.exists());
+        remove_unfinished(&dir.join("never made"));
+    }
 }
