@@ -22,6 +22,8 @@ pub struct Path {
     pub limiter: limiter::Local,
     pub series: SeriesTable,
     pub log: LogWriter,
+    /// The log has waited for a segment for longer than making one takes: the disk is full or hangs
+    pub log_stalled: bool,
     pub inflater: Inflater,
     pub lines: LineDecoder,
     pub json: JsonDecoder,
@@ -81,6 +83,10 @@ const UNAVAILABLE: &str = "the log cannot take points now (its disk is full, fai
 const DRAINING: &str = "this server is stopping; send again in a moment";
 
 impl Path {
+    pub fn log_takes_nothing(&self) -> bool {
+        self.log_stalled || matches!(self.log.state(), LogState::Failed | LogState::Probing)
+    }
+
     /// A whole request. Renders exactly one reply.
     ///
     /// The order matters: what is cheap and can refuse comes first, nothing is decoded for a client that is over its
@@ -213,6 +219,7 @@ impl Path {
             let fault = Fault::unavailable("draining", DRAINING, DRAIN_RETRY_S);
             return Err(refuse(cx, replies, to, Some(route), dialect, &fault));
         }
+        let log_refuses = self.log_takes_nothing() || self.log.undurable_bytes() >= cx.settings.unflushed_bytes_max;
         let client = match self.callers.resolve(cx.caller, head, cx.listener.trust_client_id, cx.now.second()) {
             Ok(client) => client,
             Err(unknown) => {
@@ -238,9 +245,7 @@ impl Path {
             }
         };
         // Asked before the quota: a refusal for the log's sake must not cost the client a token.
-        if matches!(self.log.state(), LogState::Failed | LogState::Probing)
-            || self.log.undurable_bytes() >= cx.settings.unflushed_bytes_max
-        {
+        if log_refuses {
             cx.counters.shed[Shed::Log as usize].add(1);
             let fault = Fault::unavailable("log_unavailable", UNAVAILABLE, LOG_RETRY_S);
             return Err(refuse(cx, replies, to, Some(route), dialect, &fault));
@@ -302,7 +307,7 @@ impl Path {
     ) -> Served {
         let failing = if cx.draining {
             Some(DRAINING)
-        } else if matches!(self.log.state(), LogState::Failed | LogState::Probing) {
+        } else if self.log_takes_nothing() {
             Some(UNAVAILABLE)
         } else {
             None
@@ -363,7 +368,7 @@ impl Path {
         };
         let fault = if cx.draining {
             Fault::unavailable("draining", DRAINING, DRAIN_RETRY_S)
-        } else if matches!(self.log.state(), LogState::Failed | LogState::Probing) {
+        } else if self.log_takes_nothing() {
             Fault::unavailable("log_unavailable", UNAVAILABLE, LOG_RETRY_S)
         } else {
             match self.callers.resolve(cx.caller, head, cx.listener.trust_client_id, cx.now.second()) {
