@@ -24,7 +24,7 @@ use metricstream_shards::log::{
 };
 use metricstream_shards::mailbox::{Doorbell, Mailbox};
 use metricstream_shards::ring::{probe, uring};
-use metricstream_shards::shard::Shard;
+use metricstream_shards::shard::{FLUSHES_LEFT_OUT, Shard};
 use metricstream_shards::shard::settings::{Listener, Ports, Settings, Shared, Wake};
 use metricstream_shards::window::ShardMessage;
 use metricstream_shards::window::protocol::{ClockEvent, FoldClock};
@@ -68,6 +68,9 @@ pub fn run(config: &Config, clients: &[ResolvedClient], lines: &LogLines) -> Res
     let mut signals = signal_hook::iterator::Signals::new([signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT])
         .map_err(|error| RunError::Io { what: "signals cannot be handled", error })?;
 
+    if FLUSHES_LEFT_OUT {
+        tracing::error!("built with the planted fault `fault-without-flush`: what is acknowledged is NOT on disk");
+    }
     let cores = placement::cores();
     let place = placement::place(&cores, config.node.shards as usize, config.node.pin);
     let shard_count = place.shards.len();

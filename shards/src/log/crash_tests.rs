@@ -175,6 +175,8 @@ struct Run<'a> {
     folded: Vec<u64>,
     hung: Vec<u64>,
     fault_one_in: u64,
+    /// Ends are sealed now and then, not only before a stop
+    seals: bool,
 }
 
 impl Run<'_> {
@@ -206,6 +208,9 @@ impl Run<'_> {
             let id = self.writer.next_segment_id() + self.random.below(2);
             let segment = self.disk.prepare(id, self.writer.config().segment_bytes, self.random);
             self.writer.offer_segment(segment).expect("a fitting segment");
+        }
+        if self.seals && self.appended.len() % 3 == 0 {
+            self.writer.append_seal(*next as i64);
         }
         if let Some(op) = self.writer.next_op(self.keys) {
             let fault = self.random.one_in(self.fault_one_in);
@@ -281,6 +286,7 @@ fn crashes_and_restarts(seed: u64, fault_one_in: u64) {
             folded: Vec::new(),
             hung: Vec::new(),
             fault_one_in,
+            seals: seed.is_multiple_of(2),
         };
         for _ in 0..20 + run.random.below(80) {
             run.turn(&mut next);
