@@ -115,7 +115,10 @@ fn print_report(name: &str, report: &Report) {
         println!("  torn tail (no damage): segment {} at {}", position.segment_id, position.offset);
     }
     for d in &report.damage {
-        println!("  damage: segment {}, bytes {} to {}, {} points known to be lost", d.segment_id, d.from, d.to, d.points);
+        println!(
+            "  damage: segment {}, bytes {} to {}, {} points known to be lost",
+            d.segment_id, d.from, d.to, d.points
+        );
     }
     if report.points_unreadable > 0 {
         println!("  {} points cannot be read although their blocks are sound", report.points_unreadable);

@@ -19,8 +19,7 @@ use crossbeam_queue::ArrayQueue;
 use metricstream_shards::counters::{Counters, Distributions};
 use metricstream_shards::http::{Route, Router};
 use metricstream_shards::log::{
-    AGGREGATE_LOG_ID, BlockingLog, LogWriter, PAGE_BYTES, Recovered, WriteMode,
-    WriterConfig, recover,
+    AGGREGATE_LOG_ID, BlockingLog, LogWriter, PAGE_BYTES, Recovered, WriteMode, WriterConfig, recover,
 };
 use metricstream_shards::mailbox::{Doorbell, Mailbox};
 use metricstream_shards::ring::{probe, uring};
@@ -74,12 +73,7 @@ pub fn run(config: &Config, clients: &[ResolvedClient], lines: &LogLines) -> Res
     let cores = placement::cores();
     let place = placement::place(&cores, config.node.shards as usize, config.node.pin);
     let shard_count = place.shards.len();
-    probe::probe(probe::memlock_need_bytes(
-        shard_count,
-        uring::SQ_ENTRIES,
-        uring::CQ_ENTRIES,
-        uring::BUFFER_ENTRIES,
-    ))?;
+    probe::probe(probe::memlock_need_bytes(shard_count, uring::SQ_ENTRIES, uring::CQ_ENTRIES, uring::BUFFER_ENTRIES))?;
     raise_descriptor_limit(config.http.connections_max);
 
     let data = DataDir::open(&config.node.data_dir)?;
@@ -131,7 +125,10 @@ pub fn run(config: &Config, clients: &[ResolvedClient], lines: &LogLines) -> Res
         recovered.iter().map(|(_, log)| log).chain([&aggregate]).filter_map(|log| log.last_stamp_ns).max();
     let (from_aggregates, unreadable) = segment_log::recover(&aggregate.start.history);
     if unreadable != segment_log::Unreadable::default() {
-        tracing::error!(?unreadable, "parts of the aggregate log cannot be read; their windows are made again from the logs");
+        tracing::error!(
+            ?unreadable,
+            "parts of the aggregate log cannot be read; their windows are made again from the logs"
+        );
     }
     let spans = translate::spans(config);
     let (clock, event) =
@@ -156,6 +153,7 @@ pub fn run(config: &Config, clients: &[ResolvedClient], lines: &LogLines) -> Res
     }
     let floor_ns = from_aggregates.floor_ns;
     shared.floor_ns.store(floor_ns, Ordering::Relaxed);
+    shared.durable_floor_ns.store(floor_ns, Ordering::Relaxed);
     let refold_from_ns = floor_ns.saturating_sub(settings.fold.future_bound_ns);
 
     // Who talks to whom.
@@ -220,7 +218,15 @@ pub fn run(config: &Config, clients: &[ResolvedClient], lines: &LogLines) -> Res
             segments: log
                 .segments
                 .iter()
-                .map(|info| (info.segment_id, info.path.clone(), info.last_stamp_ns.unwrap_or(i64::MAX)))
+                .map(|info| segments::Segment {
+                    id: info.segment_id,
+                    path: info.path.clone(),
+                    last_stamp_ns: info.last_stamp_ns.unwrap_or(i64::MAX),
+                    // What its points reach is known only by folding them; no further than this.
+                    newest_ns: info
+                        .last_stamp_ns
+                        .map_or(i64::MAX, |last| last.saturating_add(settings.fold.future_bound_ns)),
+                })
                 .collect(),
             unused: log.unused.clone(),
             shard: None,
@@ -231,14 +237,19 @@ pub fn run(config: &Config, clients: &[ResolvedClient], lines: &LogLines) -> Res
             let wake = Arc::new(Wake::new().map_err(|error| RunError::Io { what: "no eventfd", error })?);
             let prepared = Arc::new(ArrayQueue::new(config.log.spare_segments as usize));
             let notices = Arc::new(ArrayQueue::new(NOTICES));
+            let no_more = Arc::new(AtomicBool::new(false));
             let mailbox = Mailbox::new(MAILBOX_MESSAGES, bell.clone());
             let shard_counters = Arc::new(Counters::new(Route::ALL.len() + 1));
             counters.push(shard_counters.clone());
             wakes.push(wake.clone());
             depths.push(mailbox.clone());
             sources.push((Source::Shard(number as u16), mailbox.clone()));
-            keeper.shard =
-                Some(segments::Ports { prepared: prepared.clone(), notices: notices.clone(), wake: wake.clone() });
+            keeper.shard = Some(segments::Ports {
+                prepared: prepared.clone(),
+                notices: notices.clone(),
+                no_more: no_more.clone(),
+                wake: wake.clone(),
+            });
             let writer = LogWriter::new(
                 WriterConfig {
                     segment_bytes: config.log.segment_bytes.bytes(),
@@ -249,7 +260,14 @@ pub fn run(config: &Config, clients: &[ResolvedClient], lines: &LogLines) -> Res
                 },
                 log.start,
             );
-            let ports = Ports { segments: prepared, notices, reducer: mailbox, wake, counters: shard_counters };
+            let ports = Ports {
+                segments: prepared,
+                notices,
+                no_more_segments: no_more,
+                reducer: mailbox,
+                wake,
+                counters: shard_counters,
+            };
             shards.push((number, writer, ports, listeners));
         }
         keepers.push(keeper);
@@ -365,7 +383,6 @@ pub fn run(config: &Config, clients: &[ResolvedClient], lines: &LogLines) -> Res
     let stop_backplane = Arc::new(AtomicBool::new(false));
     let backplane = {
         let (shared, stop_all) = (shared.clone(), stop_backplane.clone());
-        let window_reach_ns = settings.fold.future_bound_ns + longest_window_ns(config);
         let core = place.backplane;
         let node_id = data.node_id();
         let view = view.clone();
@@ -394,14 +411,12 @@ pub fn run(config: &Config, clients: &[ResolvedClient], lines: &LogLines) -> Res
                     tracing::warn!(%error, "the disk's abilities cannot be tried");
                 }
                 for keeper in keepers {
-                    let task = segments::keep(keeper, shared.clone(), window_reach_ns, stop.clone());
+                    let task = segments::keep(keeper, shared.clone(), stop.clone());
                     backplane.spawn(executor::Queue::Disk, task);
                 }
                 let listener = executor::Listener::from_socket(admin_socket);
-                backplane.spawn(
-                    executor::Queue::Admin,
-                    admin::serve(backplane, listener, Rc::new(state), stop.clone()),
-                );
+                backplane
+                    .spawn(executor::Queue::Admin, admin::serve(backplane, listener, Rc::new(state), stop.clone()));
                 while !stop_all.load(Ordering::Acquire) {
                     executor::sleep(Duration::from_millis(20)).await;
                 }
@@ -494,8 +509,8 @@ fn listen(config: &Config, shards: usize) -> Result<Vec<Group>, RunError> {
 }
 
 fn recover_log(path: &std::path::Path, log_id: u32, node_id: u128) -> Result<Recovered, RunError> {
-    let recovered = recover(path, log_id, node_id)
-        .map_err(|error| RunError::Recover { path: path.to_path_buf(), error })?;
+    let recovered =
+        recover(path, log_id, node_id).map_err(|error| RunError::Recover { path: path.to_path_buf(), error })?;
     for note in &recovered.notes {
         tracing::warn!(log = %path.display(), "{note}");
     }

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use crossbeam_queue::ArrayQueue;
@@ -21,8 +21,8 @@ pub struct Kept {
     pub bytes_max: u64,
     pub retention: Duration,
     pub next_segment_id: u64,
-    /// With blocks, oldest first: number, file, last stamp (none younger)
-    pub segments: VecDeque<(u64, PathBuf, i64)>,
+    /// With blocks, oldest first
+    pub segments: VecDeque<Segment>,
     /// Files that can be used again
     pub unused: Vec<PathBuf>,
     /// `None`: the log of a shard that no longer exists, only emptied
@@ -30,9 +30,28 @@ pub struct Kept {
     pub gauges: Arc<Gauges>,
 }
 
+/// A segment that holds records.
+pub struct Segment {
+    pub id: u64,
+    pub path: PathBuf,
+    /// No record is younger
+    pub last_stamp_ns: i64,
+    /// No point that windows hold is newer; `i64::MAX` until it is folded to its end
+    pub newest_ns: i64,
+}
+
+impl Segment {
+    /// Windows below the floor are frozen: nothing will be rebuilt from this segment any more.
+    fn is_done(&self, floor_ns: i64) -> bool {
+        self.newest_ns < floor_ns
+    }
+}
+
 pub struct Ports {
     pub prepared: Arc<ArrayQueue<PreparedSegment>>,
     pub notices: Arc<ArrayQueue<LogNotice>>,
+    /// Told to the shard while no further segment can be made
+    pub no_more: Arc<AtomicBool>,
     pub wake: Arc<Wake>,
 }
 
@@ -48,42 +67,32 @@ pub struct Gauges {
     pub at_bound: AtomicU64,
 }
 
-const LOOK_EVERY: Duration = Duration::from_millis(10);
+const LOOK_EVERY: Duration = Duration::from_millis(50);
 const AFTER_FAILURE: Duration = Duration::from_millis(500);
 
-/// Keeps one log until `stop`. `window_reach_ns`: how far before the floor a record may still be needed by a window.
-pub async fn keep(mut log: Kept, shared: Arc<Shared>, window_reach_ns: i64, stop: Rc<Cell<bool>>) {
+/// Keeps one log until `stop`.
+pub async fn keep(mut log: Kept, shared: Arc<Shared>, stop: Rc<Cell<bool>>) {
     // Prepared and not yet seen to be opened by the shard
     let mut ready: VecDeque<(u64, PathBuf)> = VecDeque::new();
     while !stop.get() {
         let mut opened = false;
-        while let Some(LogNotice::Opened { segment_id, last_stamp_before_ns }) =
-            log.shard.as_ref().and_then(|ports| ports.notices.pop())
-        {
+        while let Some(notice) = log.shard.as_ref().and_then(|ports| ports.notices.pop()) {
             opened = true;
-            if let Some((_, _, last)) = log.segments.back_mut() {
-                *last = (*last).min(last_stamp_before_ns);
-            }
-            while let Some((id, path)) = ready.pop_front() {
-                if id == segment_id {
-                    log.segments.push_back((id, path, i64::MAX));
-                    break;
-                }
-                // Passed over: the shard refused it.
-                log.unused.push(path);
-            }
+            take_notice(&mut log, &mut ready, notice);
         }
-        let floor_ns = shared.floor_ns.load(Ordering::Relaxed);
+        let floor_ns = shared.durable_floor_ns.load(Ordering::Relaxed);
         // Wall time is good enough for ages of hours.
-        let clock_ns = crate::reducer::thread::wall_ns();
-        let needed_from_ns = floor_ns.saturating_sub(window_reach_ns);
-        release(&mut log, clock_ns, needed_from_ns, ready.len());
+        release(&mut log, crate::reducer::thread::wall_ns(), floor_ns, ready.len());
         // The shard takes them at once; what counts is how many it has not opened.
         let wants = log.shard.as_ref().is_some_and(|ports| ready.len() < ports.prepared.capacity());
         let gauges = log.gauges.clone();
         let mut pause = LOOK_EVERY;
         if wants {
-            match prepare(&mut log, needed_from_ns, ready.len(), &stop).await {
+            let prepared = prepare(&mut log, ready.len(), &stop).await;
+            if let Some(ports) = &log.shard {
+                ports.no_more.store(!matches!(prepared, Ok(Some(_))), Ordering::Relaxed);
+            }
+            match prepared {
                 Ok(Some(segment)) => {
                     gauges.at_bound.store(0, Ordering::Relaxed);
                     gauges.prepared.fetch_add(1, Ordering::Relaxed);
@@ -96,6 +105,11 @@ pub async fn keep(mut log: Kept, shared: Arc<Shared>, window_reach_ns: i64, stop
                     pause = Duration::ZERO;
                 }
                 Ok(None) => {
+                    // The oldest segment could go if its windows were frozen: ask for that.
+                    let newest_ns = log.segments.front().map_or(i64::MAX, |segment| segment.newest_ns);
+                    if newest_ns != i64::MAX {
+                        shared.wanted_floor_ns.fetch_max(newest_ns.saturating_add(1), Ordering::Relaxed);
+                    }
                     if gauges.at_bound.swap(1, Ordering::Relaxed) == 0 {
                         tracing::warn!(
                             cause = "log_bound", dir = %log.dir.display(), bytes_max = log.bytes_max,
@@ -129,18 +143,41 @@ pub async fn keep(mut log: Kept, shared: Arc<Shared>, window_reach_ns: i64, stop
     }
 }
 
+fn take_notice(log: &mut Kept, ready: &mut VecDeque<(u64, PathBuf)>, notice: LogNotice) {
+    match notice {
+        LogNotice::Opened { segment_id, stamp_ns } => {
+            if let Some(before) = log.segments.back_mut() {
+                before.last_stamp_ns = before.last_stamp_ns.min(stamp_ns);
+            }
+            while let Some((id, path)) = ready.pop_front() {
+                if id == segment_id {
+                    log.segments.push_back(Segment { id, path, last_stamp_ns: i64::MAX, newest_ns: i64::MAX });
+                    break;
+                }
+                // Passed over: the shard refused it.
+                log.unused.push(path);
+            }
+        }
+        LogNotice::Folded { segment_id, newest_ns } => {
+            if let Some(segment) = log.segments.iter_mut().find(|segment| segment.id == segment_id) {
+                segment.newest_ns = newest_ns;
+            }
+        }
+    }
+}
+
 /// Segments past their time become unused; more unused files than are soon needed are deleted.
-fn release(log: &mut Kept, clock_ns: i64, needed_from_ns: i64, ready: usize) {
+fn release(log: &mut Kept, clock_ns: i64, floor_ns: i64, ready: usize) {
     let oldest_kept_ns = clock_ns.saturating_sub(log.retention.as_nanos() as i64);
-    while let Some((_, _, last)) = log.segments.front()
-        && *last < needed_from_ns
+    while let Some(oldest) = log.segments.front()
+        && oldest.is_done(floor_ns)
         // The last one is being written, or holds the place where recovery begins.
         && (log.segments.len() > 1 || log.shard.is_none())
-        && (*last < oldest_kept_ns || log.shard.is_none() || over(log, ready))
+        && (oldest.last_stamp_ns < oldest_kept_ns || log.shard.is_none() || over(log, ready))
     {
-        let (_, path, _) = log.segments.pop_front().expect("looked at");
+        let oldest = log.segments.pop_front().expect("looked at");
         log.gauges.recycled.fetch_add(1, Ordering::Relaxed);
-        log.unused.push(path);
+        log.unused.push(oldest.path);
     }
     let spare = if log.shard.is_some() { 1 } else { 0 };
     while log.unused.len() > spare {
@@ -149,27 +186,18 @@ fn release(log: &mut Kept, clock_ns: i64, needed_from_ns: i64, ready: usize) {
     }
 }
 
-/// Whether one more segment would be too many.
+/// Whether one more segment would be too many. A spare file does not count: it becomes that segment.
 fn over(log: &Kept, ready: usize) -> bool {
-    (log.segments.len() + ready + log.unused.len() + 1) as u64 * log.segment_bytes > log.bytes_max
+    (log.segments.len() + ready + 1) as u64 * log.segment_bytes > log.bytes_max
 }
 
-async fn prepare(
-    log: &mut Kept,
-    needed_from_ns: i64,
-    ready: usize,
-    stop: &Cell<bool>,
-) -> std::io::Result<Option<PreparedSegment>> {
-    let mut recycle = log.unused.pop();
+async fn prepare(log: &mut Kept, ready: usize, stop: &Cell<bool>) -> std::io::Result<Option<PreparedSegment>> {
+    let recycle = log.unused.pop();
+    // `release` has taken what may go.
     if recycle.is_none() && over(log, ready) {
-        // At the bound: the oldest goes before its time, if nothing needs it.
-        let free = log.segments.len() > 1 && log.segments.front().is_some_and(|(_, _, last)| *last < needed_from_ns);
-        if !free {
-            return Ok(None);
-        }
-        recycle = log.segments.pop_front().map(|(_, path, _)| path);
-        log.gauges.recycled.fetch_add(1, Ordering::Relaxed);
+        return Ok(None);
     }
+    let mut recycle = recycle;
     let (dir, segment_id, bytes) = (log.dir.clone(), log.next_segment_id, log.segment_bytes);
     let fill = fill_path(&dir, segment_id);
     if recycle.is_none() {

@@ -78,12 +78,8 @@ pub struct Store {
 impl Reducer {
     pub fn run(mut self, store: Store) {
         self.bell.own();
-        let mut log = Appender {
-            log: store.log,
-            segments: store.old.into(),
-            retention: store.retention,
-            refused: false,
-        };
+        let mut log =
+            Appender { log: store.log, segments: store.old.into(), retention: store.retention, refused: false };
         for path in store.unused {
             log.log.recycle(path);
         }
@@ -106,8 +102,10 @@ impl Reducer {
             }
             if now >= next_advance || (stopping && taken == 0) {
                 let (monotonic_ns, clock_ns) = self.now();
+                self.core.want_floor(self.shared.wanted_floor_ns.load(Ordering::Relaxed));
                 let progress = self.core.advance(monotonic_ns, clock_ns, &mut log, RESULTS_A_STEP);
                 self.shared.floor_ns.store(self.core.floor_ns(), Ordering::Relaxed);
+                self.shared.durable_floor_ns.store(self.core.closed().floor_ns, Ordering::Relaxed);
                 next_advance = match progress {
                     Progress::Idle => now + ADVANCE_EVERY,
                     Progress::More => now,

@@ -4,8 +4,8 @@ use std::net::IpAddr;
 
 use ahash::{HashMap, RandomState};
 
-use crate::http::auth::{Credential, constant_time_eq, credential};
 use crate::http::Head;
+use crate::http::auth::{Credential, constant_time_eq, credential};
 use crate::limiter::{ClientHash, ClientLimits};
 use crate::series::{ClientEntry, ClientError, ClientIndex, ClientProfile, ClientTable, SeriesTable, TagSetId};
 
@@ -114,9 +114,7 @@ impl Callers {
             &*caller.address
         };
         let by_name = &self.by_name;
-        self.table
-            .resolve(id, now_s, |id| by_name.get(id).copied().unwrap_or_default())
-            .map_err(Unknown::Id)
+        self.table.resolve(id, now_s, |id| by_name.get(id).copied().unwrap_or_default()).map_err(Unknown::Id)
     }
 
     fn offered<'h>(&self, head: &'h Head) -> Option<Credential<'h>> {

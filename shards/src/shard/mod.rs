@@ -665,8 +665,8 @@ impl Core {
         counters.log_unflushed_bytes.set(path.log.undurable_bytes() as u64);
         counters.log_durable_block.set(path.log.durable_commit().0);
         counters.log_end_block.set(path.log.last_commit().0);
+        counters.log_unavailable.set(u64::from(path.is_log_unavailable()));
         counters.open_points.set(self.folding.fold_ref().open_points());
-        counters.log_unavailable.set(u64::from(matches!(path.log.state(), LogState::Failed | LogState::Probing)));
         if now.monotonic_ns >= self.next_publish_ns {
             self.next_publish_ns = now.monotonic_ns + PUBLISH_EVERY_NS;
             self.publish();
@@ -681,6 +681,7 @@ impl Core {
     // --- log
 
     fn take_segments(&mut self) {
+        self.path.log.set_bounded(self.ports.no_more_segments.load(Ordering::Relaxed));
         while let Some(segment) = self.ports.segments.pop() {
             if let Err(refused) = self.path.log.offer_segment(segment) {
                 tracing::error!(path = %refused.path.display(), "a prepared segment does not fit the log; it is left unused");
@@ -715,7 +716,7 @@ impl Core {
         if op.segment_id != self.opened_segment {
             self.opened_segment = op.segment_id;
             self.ports.counters.log_segment.set(op.segment_id);
-            let notice = LogNotice::Opened { segment_id: op.segment_id, last_stamp_before_ns: now.stamp_ns };
+            let notice = LogNotice::Opened { segment_id: op.segment_id, stamp_ns: now.stamp_ns };
             // The queue is longer than segments can be opened between two looks at it.
             let _ = self.ports.notices.push(notice);
         }
@@ -807,6 +808,7 @@ impl Core {
             ops: &mut self.ops,
             shared: &self.shared,
             counters: &self.ports.counters,
+            notices: &self.ports.notices,
             clock_ns: now.stamp_ns,
             now_ns: now.monotonic_ns,
         };
@@ -845,7 +847,9 @@ impl Core {
         if now_ns > patience_ns && self.connections.live() > 0 {
             for key in self.connections.keys() {
                 let Some(mut connection) = self.connections.take(key) else { continue };
-                if connection.life == Life::Open && !connection.owes_replies() && connection.assembler.is_idle() || overdue {
+                if connection.life == Life::Open && !connection.owes_replies() && connection.assembler.is_idle()
+                    || overdue
+                {
                     connection.life = Life::Closing;
                 }
                 self.settle(connection, now);

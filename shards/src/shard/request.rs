@@ -77,7 +77,8 @@ pub struct Context<'a> {
 const LOG_RETRY_S: u32 = 2;
 const DRAIN_RETRY_S: u32 = 5;
 /// With this much appended and not flushed, a memory-mode listener answers 503.
-const UNAVAILABLE: &str = "the log cannot take points now (its disk is full, failing or behind); nothing was kept, send again later";
+const UNAVAILABLE: &str =
+    "the log cannot take points now (its disk is full, failing or behind); nothing was kept, send again later";
 const DRAINING: &str = "this server is stopping; send again in a moment";
 
 impl Path {
@@ -208,6 +209,7 @@ impl Path {
         replies: &mut Replies,
     ) -> Result<ClientIndex, Served> {
         let dialect = route.dialect();
+        let unavailable = self.is_log_unavailable();
         if cx.draining {
             cx.counters.shed[Shed::Draining as usize].add(1);
             let fault = Fault::unavailable("draining", DRAINING, DRAIN_RETRY_S);
@@ -238,9 +240,7 @@ impl Path {
             }
         };
         // Asked before the quota: a refusal for the log's sake must not cost the client a token.
-        if matches!(self.log.state(), LogState::Failed | LogState::Probing)
-            || self.log.undurable_bytes() >= cx.settings.unflushed_bytes_max
-        {
+        if unavailable || self.log.undurable_bytes() >= cx.settings.unflushed_bytes_max {
             cx.counters.shed[Shed::Log as usize].add(1);
             let fault = Fault::unavailable("log_unavailable", UNAVAILABLE, LOG_RETRY_S);
             return Err(refuse(cx, replies, to, Some(route), dialect, &fault));
@@ -251,6 +251,11 @@ impl Path {
             return Err(self.over_quota(cx, head, route, to, refusal, replies));
         }
         Ok(client)
+    }
+
+    /// The log takes nothing now: its disk failed, or it is at its bound.
+    pub fn is_log_unavailable(&self) -> bool {
+        matches!(self.log.state(), LogState::Failed | LogState::Probing) || self.log.is_at_bound()
     }
 
     fn over_quota(
@@ -279,8 +284,7 @@ impl Path {
         };
         let retry_after_s = (refusal.retry_after_ms.div_ceil(1000)).clamp(1, 30) as u32;
         let dialect = route.dialect();
-        let status =
-            if dialect == Dialect::Native || cx.settings.over_quota == OverQuota::Shed { 429 } else { 503 };
+        let status = if dialect == Dialect::Native || cx.settings.over_quota == OverQuota::Shed { 429 } else { 503 };
         cx.counters.limited[refusal.dimension as usize].add(1);
         cx.counters.shed[Shed::Quota as usize].add(1);
         cx.counters.count_request(route as usize, status);
@@ -302,7 +306,7 @@ impl Path {
     ) -> Served {
         let failing = if cx.draining {
             Some(DRAINING)
-        } else if matches!(self.log.state(), LogState::Failed | LogState::Probing) {
+        } else if self.is_log_unavailable() {
             Some(UNAVAILABLE)
         } else {
             None
@@ -363,7 +367,7 @@ impl Path {
         };
         let fault = if cx.draining {
             Fault::unavailable("draining", DRAINING, DRAIN_RETRY_S)
-        } else if matches!(self.log.state(), LogState::Failed | LogState::Probing) {
+        } else if self.is_log_unavailable() {
             Fault::unavailable("log_unavailable", UNAVAILABLE, LOG_RETRY_S)
         } else {
             match self.callers.resolve(cx.caller, head, cx.listener.trust_client_id, cx.now.second()) {
