@@ -209,6 +209,7 @@ pub fn run(config: &Config, clients: &[ResolvedClient], lines: &LogLines) -> Res
     for (number, log) in recovered {
         let log_gauges = Arc::new(segments::Gauges::default());
         gauges.push((number, log_gauges.clone()));
+        log_gauges.damaged_points.store(log.damage.iter().map(|damage| damage.points).sum(), Ordering::Relaxed);
         let mut keeper = segments::Kept {
             dir: data.shard_log(number),
             segment_bytes: config.log.segment_bytes.bytes(),
@@ -345,10 +346,13 @@ pub fn run(config: &Config, clients: &[ResolvedClient], lines: &LogLines) -> Res
     // The rebuild, beside everything else.
     let fold = translate::fold(config, 1);
     let stop = stop_rebuild.clone();
+    let gauges_of: std::collections::HashMap<u32, _> = gauges.iter().cloned().collect();
     let rebuilding = spawn("ms-rebuild", move || {
         for log in rebuilds {
             let (begun, number) = (Instant::now(), log.log_id);
             let rebuilt = rebuild::rebuild(log, fold, floor_ns, refold_from_ns, &stop);
+            // The tail, which recovery has read, is a part of what is rebuilt.
+            gauges_of[&number].damaged_points.fetch_max(rebuilt.damaged_points, Ordering::Relaxed);
             tracing::info!(
                 shard = number,
                 blocks = rebuilt.blocks,

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use crossbeam_queue::ArrayQueue;
-use metricstream_shards::log::{Prepare, PreparedSegment, prepare_segment, segment_file_name};
+use metricstream_shards::log::{FILLING, Prepare, PreparedSegment, prepare_segment, segment_file_name};
 use metricstream_shards::shard::settings::{LogNotice, Shared, Wake};
 
 use super::executor;
@@ -65,6 +65,8 @@ pub struct Gauges {
     pub prepare_failures: AtomicU64,
     /// 1 while the log is at its bound and nothing may be recycled
     pub at_bound: AtomicU64,
+    /// Points that damage in the recovered or rebuilt part had cost
+    pub damaged_points: AtomicU64,
 }
 
 const LOOK_EVERY: Duration = Duration::from_millis(50);
@@ -219,5 +221,5 @@ async fn prepare(log: &mut Kept, ready: usize, stop: &Cell<bool>) -> std::io::Re
 
 /// Where a new segment is filled before it gets its name: no reader takes it for a segment.
 fn fill_path(dir: &Path, segment_id: u64) -> PathBuf {
-    dir.join(format!("{}.filling", segment_file_name(segment_id)))
+    dir.join(format!("{}.{FILLING}", segment_file_name(segment_id)))
 }
