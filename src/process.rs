@@ -23,8 +23,8 @@ use metricstream_shards::log::{
 };
 use metricstream_shards::mailbox::{Doorbell, Mailbox};
 use metricstream_shards::ring::{probe, uring};
-use metricstream_shards::shard::Shard;
 use metricstream_shards::shard::settings::{Listener, Ports, Settings, Shared, Wake};
+use metricstream_shards::shard::{FLUSHES_LEFT_OUT, Shard};
 use metricstream_shards::window::ShardMessage;
 use metricstream_shards::window::protocol::{ClockEvent, FoldClock};
 
@@ -67,6 +67,9 @@ pub fn run(config: &Config, clients: &[ResolvedClient], lines: &LogLines) -> Res
     let mut signals = signal_hook::iterator::Signals::new([signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT])
         .map_err(|error| RunError::Io { what: "signals cannot be handled", error })?;
 
+    if FLUSHES_LEFT_OUT {
+        tracing::error!("built with the planted fault `fault-without-flush`: what is acknowledged is NOT on disk");
+    }
     let cores = placement::cores();
     let place = placement::place(&cores, config.node.shards as usize, config.node.pin);
     let shard_count = place.shards.len();
@@ -217,6 +220,7 @@ pub fn run(config: &Config, clients: &[ResolvedClient], lines: &LogLines) -> Res
     for (number, log) in recovered {
         let log_gauges = Arc::new(segments::Gauges::default());
         gauges.push((number, log_gauges.clone()));
+        log_gauges.damaged_points.store(log.damage.iter().map(|damage| damage.points).sum(), Ordering::Relaxed);
         let mut keeper = segments::Kept {
             dir: data.shard_log(number),
             segment_bytes: config.log.segment_bytes.bytes(),
@@ -348,10 +352,13 @@ pub fn run(config: &Config, clients: &[ResolvedClient], lines: &LogLines) -> Res
     // The rebuild, beside everything else.
     let fold = translate::fold(config, 1);
     let stop = stop_rebuild.clone();
+    let gauges_of: std::collections::HashMap<u32, _> = gauges.iter().cloned().collect();
     let rebuilding = spawn("ms-rebuild", move || {
         for log in rebuilds {
             let (begun, number) = (Instant::now(), log.log_id);
             let rebuilt = rebuild::rebuild(log, fold, floor_ns, refold_from_ns, &stop);
+            // The tail, which recovery has read, is a part of what is rebuilt.
+            gauges_of[&number].damaged_points.fetch_max(rebuilt.damaged_points, Ordering::Relaxed);
             tracing::info!(
                 shard = number,
                 blocks = rebuilt.blocks,

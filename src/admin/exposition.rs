@@ -376,7 +376,7 @@ pub fn process(out: &mut Exposition, state: &super::State) {
     }
     let gauge = |n: &std::sync::atomic::AtomicU64| n.load(std::sync::atomic::Ordering::Relaxed);
     type Of = fn(&crate::backplane::segments::Gauges) -> &std::sync::atomic::AtomicU64;
-    let families: [(&'static str, &str, &str, Of); 7] = [
+    let families: [(&'static str, &str, &str, Of); 8] = [
         ("metricstream_log_segments", "gauge", "Segments of a shard's log that hold records.", |g| &g.segments),
         ("metricstream_log_bytes", "gauge", "Bytes of a shard's log files, spare ones included.", |g| &g.bytes),
         ("metricstream_log_segments_prepared_total", "counter", "Segments made ready.", |g| &g.prepared),
@@ -390,6 +390,12 @@ pub fn process(out: &mut Exposition, state: &super::State) {
         ("metricstream_log_prepare_failures_total", "counter", "Segments that could not be made.", |g| {
             &g.prepare_failures
         }),
+        (
+            "metricstream_log_damaged_points_at_start",
+            "gauge",
+            "Acknowledged points that this start, or the rebuild after it, found lost to damaged blocks.",
+            |g| &g.damaged_points,
+        ),
         ("metricstream_log_at_bound", "gauge", "1 while a log is at bytes_max and nothing in it may go.", |g| {
             &g.at_bound
         }),

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use crossbeam_queue::ArrayQueue;
-use metricstream_shards::log::{Prepare, PreparedSegment, prepare_segment, segment_file_name};
+use metricstream_shards::log::{FILLING, Prepare, PreparedSegment, prepare_segment, segment_file_name};
 use metricstream_shards::shard::settings::{LogNotice, Shared, Wake};
 
 use super::executor;
@@ -69,6 +69,8 @@ pub struct Gauges {
     pub prepare_failures: AtomicU64,
     /// 1 while the log is at its bound and nothing may be recycled
     pub at_bound: AtomicU64,
+    /// Points that damage in the recovered or rebuilt part had cost
+    pub damaged_points: AtomicU64,
 }
 
 const LOOK_EVERY: Duration = Duration::from_millis(50);
@@ -235,17 +237,15 @@ async fn prepare(log: &mut Kept, ready: usize, stop: &Cell<bool>) -> std::io::Re
 
 /// Where a new segment is filled before it gets its name: no reader takes it for a segment.
 fn fill_path(dir: &Path, segment_id: u64) -> PathBuf {
-    dir.join(format!("{}{FILLING}", segment_file_name(segment_id)))
+    dir.join(format!("{}.{FILLING}", segment_file_name(segment_id)))
 }
-
-const FILLING: &str = ".filling";
 
 /// Removes what a fill that was cut short by the end of the process has left in `dir`. Answers how many files.
 pub fn remove_half_filled(dir: &Path) -> usize {
     let Ok(entries) = std::fs::read_dir(dir) else { return 0 };
     entries
         .filter_map(|entry| Some(entry.ok()?.path()))
-        .filter(|path| path.to_str().is_some_and(|path| path.ends_with(&format!(".seg{FILLING}"))))
+        .filter(|path| path.to_str().is_some_and(|path| path.ends_with(&format!(".seg.{FILLING}"))))
         .filter(|path| std::fs::remove_file(path).is_ok())
         .count()
 }

@@ -129,6 +129,9 @@ impl Reducer {
                 self.bell.sleep(SLEEP.min(next_advance - now), || sources.iter().any(|(_, m)| m.depth() > 0));
             }
         }
+        if let Err(error) = log.log.seal(self.now().1, &()) {
+            tracing::warn!(%error, "the aggregate log's end cannot be sealed");
+        }
         self.publish(&log);
     }
 

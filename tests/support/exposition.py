@@ -25,7 +25,7 @@ class Exposition(dict):
             result[key] = float(match.group(3))
         return result
 
-    def sum(self, name, **labels):
+    def sum(self, name, /, **labels):
         """Total of a family over all label sets that contain `labels`; None when the family is absent."""
         wanted = set(labels.items())
         found = [v for (n, have), v in self.items() if n == name and wanted <= set(have)]

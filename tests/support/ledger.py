@@ -6,6 +6,7 @@ Each worker has one connection and sends batches of points that nobody else send
 connection, together with new points, as Telegraf does); odd ones never do.
 """
 
+import contextlib
 import http.client
 import json
 import threading
@@ -21,6 +22,8 @@ class Load:
         self.file = open(ledger_path, "a", buffering=1)
         self.lock = threading.Lock()
         self.stopping = threading.Event()
+        self.resting = threading.Event()
+        self.at_rest = set()
         self.base_ns = time.time_ns()
         self.acked, self.unknown, self.refused = set(), set(), set()  # of (worker, number)
         self.time_of = {}
@@ -37,6 +40,17 @@ class Load:
         assert not any(t.is_alive() for t in self.threads), "a worker hangs"
         assert not self.faults, self.faults[:3]
 
+    @contextlib.contextmanager
+    def rest(self):
+        """Inside, nothing is in flight."""
+        self.resting.set()
+        deadline = time.monotonic() + 60
+        while len(self.at_rest) < self.workers:
+            assert time.monotonic() < deadline and not self.faults, f"the load does not rest: {self.faults[:3]}"
+            time.sleep(0.005)
+        yield
+        self.resting.clear()
+
     def _note(self, line):
         with self.lock:
             self.file.write(line + "\n")
@@ -45,6 +59,11 @@ class Load:
         connection, number, again = None, 0, []
         try:
             while not self.stopping.is_set() or again:
+                if self.resting.is_set():
+                    self.at_rest.add(w)
+                    while self.resting.is_set():
+                        time.sleep(0.005)
+                    self.at_rest.discard(w)
                 count = 0 if self.stopping.is_set() else BATCH
                 now = time.time_ns()
                 fresh = [(w, n) for n in range(number, number + count)]

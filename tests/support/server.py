@@ -254,15 +254,16 @@ class Server:
     def log_verify(self):
         return self.cli("log", "verify", "--data-dir", str(self.data_dir))
 
-    def log_dump(self):
-        """Points of all shards' logs, one dict a point (lines about windows are left out). The server must be down."""
+    def log_dump(self, exit_code=0):
+        """Points of all shards' logs, one dict a point (lines about windows are left out). The server must be down. Exit
+        code 3: parts of the logs are damaged."""
         process = subprocess.Popen([self.program, "log", "dump", "--data-dir", str(self.data_dir)],
                                    stdout=subprocess.PIPE, text=True)
         for line in process.stdout:
             row = json.loads(line)
             if "timestamp_ns" in row:
                 yield row
-        assert process.wait() == 0, f"log dump: exit {process.returncode}"
+        assert process.wait() == exit_code, f"log dump: exit {process.returncode}"
 
 
 class StderrLines:

@@ -67,6 +67,15 @@ impl BlockingLog {
         Ok(self.writer.durable_commit())
     }
 
+    /// For a clean stop: flushes, then [`LogWriter::append_seal`].
+    pub fn seal(&mut self, stamp_ns: i64, names: &impl Names) -> io::Result<()> {
+        self.flush(names)?;
+        if self.writer.append_seal(stamp_ns) {
+            self.flush(names)?;
+        }
+        Ok(())
+    }
+
     fn prepare(&mut self) -> io::Result<()> {
         let (segment_id, bytes) = (self.writer.next_segment_id(), self.writer.config().segment_bytes);
         let recycle = self.recyclable.pop().filter(|path| path.exists());

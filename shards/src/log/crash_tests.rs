@@ -175,6 +175,8 @@ struct Run<'a> {
     folded: Vec<u64>,
     hung: Vec<u64>,
     fault_one_in: u64,
+    /// Ends are sealed now and then, not only before a stop
+    seals: bool,
 }
 
 impl Run<'_> {
@@ -206,6 +208,9 @@ impl Run<'_> {
             let id = self.writer.next_segment_id() + self.random.below(2);
             let segment = self.disk.prepare(id, self.writer.config().segment_bytes, self.random);
             self.writer.offer_segment(segment).expect("a fitting segment");
+        }
+        if self.seals && self.appended.len() % 3 == 0 {
+            self.writer.append_seal(*next as i64);
         }
         if let Some(op) = self.writer.next_op(self.keys) {
             let fault = self.random.one_in(self.fault_one_in);
@@ -281,6 +286,7 @@ fn crashes_and_restarts(seed: u64, fault_one_in: u64) {
             folded: Vec::new(),
             hung: Vec::new(),
             fault_one_in,
+            seals: seed.is_multiple_of(2),
         };
         for _ in 0..20 + run.random.below(80) {
             run.turn(&mut next);
@@ -320,6 +326,18 @@ fn what_was_acknowledged_survives_power_loss_at_any_sector() {
 #[test]
 fn failed_flushes_short_writes_and_hangs_lose_nothing_acknowledged() {
     (1_100..1_300).for_each(|seed| crashes_and_restarts(seed, 12));
+}
+
+/// Kills while segments were filled left files that were never removed, and that `log verify` called unclean.
+#[test]
+fn a_half_filled_segment_file_is_removed_at_the_next_start_and_is_no_damage() {
+    let dir = scratch_dir();
+    small_log(dir.path(), 3, &Keys::new(60));
+    let half = dir.path().join(format!("{}.{FILLING}", segment_file_name(9)));
+    std::fs::write(&half, vec![0; 8192]).expect("write");
+    assert!(verify(dir.path(), LOG, NODE).expect("verify").is_clean() && half.exists());
+    let recovered = recover(dir.path(), LOG, NODE).expect("recover");
+    assert_eq!((recovered.notes, recovered.unused, half.exists()), (vec![], vec![], false));
 }
 
 /// A log of one segment with `blocks` blocks of 30 points, cleanly flushed; blocks two and up use names of block one.

@@ -330,3 +330,44 @@ fn a_recycled_segment_shows_nothing_of_its_old_blocks() {
     assert_eq!((values.len() % 300, damage.len()), (0, 0));
     assert!(verify(dir.path(), 3, 77).expect("verify").is_clean());
 }
+
+/// The last block of a log, rotted after a clean stop, passed for the torn end of a crash: dropped, and not counted.
+#[test]
+fn a_last_block_that_rots_after_a_clean_stop_is_damage_and_counted() {
+    let keys = Keys::new(300);
+    // So many blocks that the seal of some log needs a segment of its own.
+    for blocks in 1..40 {
+        let dir = scratch_dir();
+        let mut log = BlockingLog::new(dir.path(), LogWriter::new(config(), LogStart::empty()));
+        let mut last = Position::default();
+        for n in 0..blocks {
+            let mut batch = Batch::default();
+            (0..300).for_each(|n| push(&mut batch, n, u64::from(n)));
+            log.append_batch(&envelope(), n, &batch, &keys).expect("room");
+            log.flush(&keys).expect("flush");
+            last = log.writer().durable_end();
+        }
+        log.seal(blocks, &keys).expect("seal");
+        assert!(log.writer().durable_end() > last, "{blocks} blocks");
+        log.seal(blocks, &keys).expect("nothing to do");
+        assert!(!log.writer_mut().append_seal(blocks), "one seal is enough");
+        drop(log);
+        let points = blocks as u64 * 300;
+        let clean = recover(dir.path(), 3, 77).expect("recover");
+        assert_eq!((clean.start.next_point, clean.torn, clean.damage), (points, false, vec![]));
+        assert!(verify(dir.path(), 3, 77).expect("verify").is_clean());
+
+        let path = dir.path().join(segment_file_name(last.segment_id));
+        let mut bytes = std::fs::read(&path).expect("a segment");
+        // The last page of the block: the header stays sound. Then the header as well.
+        for at in [last.offset as usize - PAGE_BYTES + 200, PAGE_BYTES + 17] {
+            bytes[at] ^= 1;
+            std::fs::write(&path, &bytes).expect("rot");
+            let report = verify(dir.path(), 3, 77).expect("verify");
+            let lost = report.points_lost;
+            assert!(lost > 0 && report.points + lost == points && report.torn.is_empty(), "{blocks}: {report:?}");
+            let recovered = recover(dir.path(), 3, 77).expect("recover");
+            assert_eq!((recovered.start.next_point, recovered.torn), (points, false));
+        }
+    }
+}

@@ -36,7 +36,7 @@ pub use prepare::{Prepare, PreparedSegment, prepare_segment};
 pub use read::{Block, Damage, LogReader, ReadItem, SegmentReader, TO_THE_TAIL};
 pub use record::{BatchDecoder, Envelope, EnvelopeView, RecordError};
 pub use recover::{Recovered, SegmentInfo, recover};
-pub use segment::{HeaderError, SegmentHeader, segment_file_name, segment_id_of};
+pub use segment::{FILLING, HeaderError, SegmentHeader, segment_file_name, segment_id_of};
 pub use verify::{DumpRecord, Repair, Report, dump, repair, verify};
 pub use writer::{
     AppendError, CommitSeq, DurableBlock, LogEvent, LogOp, LogStart, LogState, LogWriter, Names, OpKind, Position,

@@ -8,7 +8,7 @@ use super::aligned::AlignedBuf;
 use super::case::{BlockCase, FirstPage, SegmentCase, decide_segment};
 use super::prepare::{fill, open, sync_dir};
 use super::read::{Damage, ReadItem, SegmentReader, TO_THE_TAIL};
-use super::segment::{HeaderError, SegmentHeader, segment_id_of};
+use super::segment::{FILLING, HeaderError, SegmentHeader, segment_id_of};
 use super::writer::{LogStart, PreviousEnd, ReadSpan};
 use std::cmp::Ordering;
 use std::io;
@@ -51,6 +51,10 @@ pub struct SegmentInfo {
 /// An error means that the directory itself cannot be listed.
 pub fn recover(dir: &Path, log_id: u32, node_id: u128) -> io::Result<Recovered> {
     let listing = list(dir, log_id, node_id)?;
+    for path in &listing.filling {
+        // Not used again: who knows how far they were filled. One that stays does no harm but to take space.
+        let _ = std::fs::remove_file(path);
+    }
     let mut out = Recovered {
         start: LogStart::empty(),
         last_stamp_ns: None,
@@ -142,13 +146,21 @@ pub(crate) struct Listing {
     /// By segment number
     pub used: Vec<Found>,
     pub unused: Vec<PathBuf>,
+    /// Half-made: the process ended while it filled them
+    pub filling: Vec<PathBuf>,
     pub notes: Vec<String>,
     pub highest_id: u64,
 }
 
+/// `0000000000000007.seg.filling`: becomes a segment when it is filled.
+fn is_filling(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == FILLING) && segment_id_of(&path.with_extension("")).is_some()
+}
+
 /// Every segment file of the directory, by what its first page says. Changes nothing.
 pub(crate) fn list(dir: &Path, log_id: u32, node_id: u128) -> io::Result<Listing> {
-    let mut out = Listing { used: Vec::new(), unused: Vec::new(), notes: Vec::new(), highest_id: 0 };
+    let mut out =
+        Listing { used: Vec::new(), unused: Vec::new(), filling: Vec::new(), notes: Vec::new(), highest_id: 0 };
     let entries = match std::fs::read_dir(dir) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(out),
         entries => entries?,
@@ -159,6 +171,7 @@ pub(crate) fn list(dir: &Path, log_id: u32, node_id: u128) -> io::Result<Listing
         match segment_id_of(&path) {
             // u64::MAX has no number above it; no writer gets there.
             Some(id) if id < u64::MAX / 2 => files.push((id, path)),
+            _ if is_filling(&path) => out.filling.push(path),
             _ => out.notes.push(format!("{}: no segment file, left alone", path.display())),
         }
     }

@@ -109,6 +109,9 @@ pub fn segment_file_name(segment_id: u64) -> String {
     format!("{segment_id:016}.seg")
 }
 
+/// Extension of a file that is being filled to become a segment: `0000000000000007.seg.filling`.
+pub const FILLING: &str = "filling";
+
 /// The number in a segment's file name; `None` for any other file.
 pub fn segment_id_of(path: &Path) -> Option<u64> {
     let digits = path.file_name()?.to_str()?.strip_suffix(".seg")?;

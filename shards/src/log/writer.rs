@@ -9,7 +9,9 @@
 //! * Every buffer is bounded: see [`WriterConfig`].
 
 use super::aligned::AlignedBuf;
-use super::block::{BLOCK_HEADER_BYTES, BlockHeader, FLAG_SECOND_COPY, RecordKind, Records, record_header};
+use super::block::{
+    BLOCK_HEADER_BYTES, BlockHeader, FLAG_SECOND_COPY, RECORD_HEADER_BYTES, RecordKind, Records, record_header,
+};
 use super::names::{name_bytes, put_name};
 use super::prepare::PreparedSegment;
 use super::record::{self, BatchDecoder, BatchEncoder, Envelope};
@@ -289,6 +291,8 @@ pub struct LogWriter {
     state: LogState,
     /// Hung operations: their memory and file live until they return
     quarantine: Vec<(u64, AlignedBuf, Option<Arc<File>>)>,
+    /// The last block that [`LogWriter::append_seal`] made
+    seal_block: u64,
 
     durable: VecDeque<DurableBlock>,
     durable_bytes: usize,
@@ -332,6 +336,7 @@ impl LogWriter {
             next_op: 0,
             state: LogState::WaitingForSegment,
             quarantine: Vec::new(),
+            seal_block: 0,
             durable: VecDeque::new(),
             durable_bytes: 0,
             history: start.history.iter().cloned().collect(),
@@ -414,6 +419,49 @@ impl LogWriter {
         let before = open.buf.len();
         open.put_record(kind, 0, |buf| buf.extend_from_slice(bytes));
         Ok(self.appended(before, points, stamp_ns))
+    }
+
+    /// For a clean stop: a block without records. Its `durable_upto` says of the last block before it that it was
+    /// flushed; without it, that one, if it rots, looks like the torn end of a crash. False: there is nothing to
+    /// append (nothing written since the last seal), or no place for it (it would need a segment, and none is at hand).
+    pub fn append_seal(&mut self, stamp_ns: i64) -> bool {
+        let Some(active) = &self.active else { return false };
+        let due = self.is_idle() && self.state == LogState::Serving && self.durable_block != self.seal_block;
+        if !due {
+            return false;
+        }
+        let bytes = pages(BLOCK_HEADER_BYTES + RECORD_HEADER_BYTES + self.second_copy.len() + 8) as u64;
+        let planned = active.generation == self.generation;
+        if !planned || active.end + bytes > active.bytes {
+            if self.spares.is_empty() {
+                return false;
+            }
+            if planned {
+                self.plan_next_segment();
+            }
+        }
+        let mut buf = AlignedBuf::with_capacity(PAGE_BYTES);
+        buf.set_len(BLOCK_HEADER_BYTES);
+        let mut seal = Pending {
+            buf,
+            commit: None,
+            generation: self.generation,
+            appended_in: self.generation,
+            first_point: self.next_point,
+            points: 0,
+            records: 0,
+            first_stamp_ns: stamp_ns,
+            last_stamp_ns: stamp_ns,
+        };
+        if !self.second_copy.is_empty() {
+            seal.put_record(RecordKind::Names, FLAG_SECOND_COPY, |buf| buf.extend_from_slice(&self.second_copy));
+            self.second_copy.clear();
+        }
+        self.undurable_bytes += seal.buf.len();
+        self.seal_block = self.next_block;
+        self.open = Some(seal);
+        self.seal();
+        true
     }
 
     fn admit(&self, bytes: usize) -> Result<(), AppendError> {
