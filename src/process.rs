@@ -80,14 +80,13 @@ pub fn run(config: &Config, clients: &[ResolvedClient], lines: &LogLines) -> Res
         .iter()
         .map(|(_, sockets)| sockets::local_address(&sockets[0]).map(|address| address.to_string()).unwrap_or_default())
         .collect();
-    // Tried here, so that a taken port is refused before anything is served; the executor binds it for good.
-    match std::net::TcpListener::bind(admin_address) {
-        Ok(_) => {}
+    let admin_socket = match sockets::listen_alone(admin_address) {
+        Ok(socket) => socket,
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
             return Err(RunError::PortInUse { address: admin_address, option: "--admin" });
         }
         Err(error) => return Err(RunError::Listen { address: admin_address, error }),
-    }
+    };
 
     for sentence in open_doors(config) {
         tracing::warn!("{sentence}");
@@ -244,14 +243,19 @@ pub fn run(config: &Config, clients: &[ResolvedClient], lines: &LogLines) -> Res
             let wake = Arc::new(Wake::new().map_err(|error| RunError::Io { what: "no eventfd", error })?);
             let prepared = Arc::new(ArrayQueue::new(config.log.spare_segments as usize));
             let notices = Arc::new(ArrayQueue::new(NOTICES));
+            let no_more = Arc::new(AtomicBool::new(false));
             let mailbox = Mailbox::new(MAILBOX_MESSAGES, bell.clone());
             let shard_counters = Arc::new(Counters::new(Route::ALL.len() + 1));
             counters.push(shard_counters.clone());
             wakes.push(wake.clone());
             depths.push(mailbox.clone());
             sources.push((Source::Shard(number as u16), mailbox.clone()));
-            keeper.shard =
-                Some(segments::Ports { prepared: prepared.clone(), notices: notices.clone(), wake: wake.clone() });
+            keeper.shard = Some(segments::Ports {
+                prepared: prepared.clone(),
+                notices: notices.clone(),
+                no_more: no_more.clone(),
+                wake: wake.clone(),
+            });
             let writer = LogWriter::new(
                 WriterConfig {
                     segment_bytes: config.log.segment_bytes.bytes(),
@@ -262,7 +266,14 @@ pub fn run(config: &Config, clients: &[ResolvedClient], lines: &LogLines) -> Res
                 },
                 log.start,
             );
-            let ports = Ports { segments: prepared, notices, reducer: mailbox, wake, counters: shard_counters };
+            let ports = Ports {
+                segments: prepared,
+                notices,
+                no_more_segments: no_more,
+                reducer: mailbox,
+                wake,
+                counters: shard_counters,
+            };
             shards.push((number, writer, ports, listeners));
         }
         keepers.push(keeper);
@@ -403,11 +414,9 @@ pub fn run(config: &Config, clients: &[ResolvedClient], lines: &LogLines) -> Res
                     let task = segments::keep(keeper, shared.clone(), stop.clone());
                     backplane.spawn(executor::Queue::Disk, task);
                 }
-                match executor::Listener::bind(admin_address) {
-                    Ok(listener) => backplane
-                        .spawn(executor::Queue::Admin, admin::serve(backplane, listener, Rc::new(state), stop.clone())),
-                    Err(error) => tracing::error!(%admin_address, %error, "the admin listener cannot be opened"),
-                }
+                let listener = executor::Listener::from_socket(admin_socket);
+                backplane
+                    .spawn(executor::Queue::Admin, admin::serve(backplane, listener, Rc::new(state), stop.clone()));
                 while !stop_all.load(Ordering::Acquire) {
                     executor::sleep(Duration::from_millis(20)).await;
                 }

@@ -304,7 +304,7 @@ pub fn process(out: &mut Exposition, state: &super::State) {
     for (name, help, value) in [
         (
             "metricstream_reducer_points_counted_total",
-            "Points counted in windows: folded = open + counted + repeated + late beyond (here) + held.",
+            "Points counted in windows: folded = repeated_in_shard + open + counted + repeated + late_beyond (here) + held.",
             books.counted,
         ),
         (

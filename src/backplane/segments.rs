@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use crossbeam_queue::ArrayQueue;
@@ -52,6 +52,8 @@ impl Segment {
 pub struct Ports {
     pub prepared: Arc<ArrayQueue<PreparedSegment>>,
     pub notices: Arc<ArrayQueue<LogNotice>>,
+    /// Told to the shard while no further segment can be made
+    pub no_more: Arc<AtomicBool>,
     pub wake: Arc<Wake>,
 }
 
@@ -90,7 +92,11 @@ pub async fn keep(mut log: Kept, shared: Arc<Shared>, stop: Rc<Cell<bool>>) {
         let gauges = log.gauges.clone();
         let mut pause = LOOK_EVERY;
         if wants {
-            match prepare(&mut log, ready.len(), &stop).await {
+            let prepared = prepare(&mut log, ready.len(), &stop).await;
+            if let Some(ports) = &log.shard {
+                ports.no_more.store(!matches!(prepared, Ok(Some(_))), Ordering::Relaxed);
+            }
+            match prepared {
                 Ok(Some(segment)) => {
                     gauges.at_bound.store(0, Ordering::Relaxed);
                     gauges.prepared.fetch_add(1, Ordering::Relaxed);

@@ -91,8 +91,7 @@ def test_json_bodies(make_server):
     for case in cases:
         unit = {"magnitude": "auto"}.get(case.options.get("unit", "ns"), case.options.get("unit", "ns"))
         if unit not in servers:
-            servers[unit] = make_server(
-                f"unit-{unit}", json={"timestamp_unit": unit, "telegraf_timestamp_unit": unit}).start()
+            servers[unit] = make_server(f"unit-{unit}", json={"timestamp_unit": unit}).start()
         wrong.append(check_case(servers[unit], case, lambda c: servers[unit].post("/metrics", c.body), json_expected))
     wrong = [w for w in wrong if w]
     assert not wrong, f"{len(wrong)} of {len(cases)}:\n" + "\n".join(wrong[:20])
@@ -219,15 +218,15 @@ def test_pipelined_requests_are_answered_in_order_and_head_has_no_body(server):
 
 
 def test_a_request_id_comes_back_and_wrong_tokens_are_refused(make_server):
-    server = make_server(auth={"required": True}, client=[{"name": "payments", "token": "right"}]).start()
-    answer = server.post("/write", b"m value=1", headers={"Authorization": "Token right", "X-Request-Id": "abc-1"})
+    server = make_server(auth={"required": True}, client=[{"name": "payments", "token": "right-one"}]).start()
+    answer = server.post("/write", b"m value=1", headers={"Authorization": "Token right-one", "X-Request-Id": "abc-1"})
     assert (answer.status_code, answer.headers.get("X-Request-Id")) == (204, "abc-1")
     for headers, params in (({}, {}), ({"Authorization": "Bearer wrong"}, {}), ({}, {"u": "x", "p": "wrong"}),
                             ({"Authorization": "Token"}, {})):
         assert server.post("/write", b"m value=1", headers=headers, **params).status_code == 401, (headers, params)
-    for headers, params in (({"Authorization": "Bearer right"}, {}), ({}, {"u": "x", "p": "right"}),
-                            ({"Authorization": requests.auth._basic_auth_str("x", "right")}, {}),
-                            ({"Authorization": "Token x:right"}, {})):
+    for headers, params in (({"Authorization": "Bearer right-one"}, {}), ({}, {"u": "x", "p": "right-one"}),
+                            ({"Authorization": requests.auth._basic_auth_str("x", "right-one")}, {}),
+                            ({"Authorization": "Token x:right-one"}, {})):
         assert server.post("/write", b"m value=1", headers=headers, **params).status_code == 204, (headers, params)
     rows = server.wait_windows(lambda rows: rows, 25, name="m", window="10s")
     assert {r["client"] for r in rows} == {"payments"}
@@ -235,10 +234,10 @@ def test_a_request_id_comes_back_and_wrong_tokens_are_refused(make_server):
 
 def test_a_path_prefix_and_static_and_client_tags(make_server):
     server = make_server(listen={"path_prefix": "/in"}, tags={"datacenter": "fra1", "team": "none"},
-                         client=[{"name": "c", "token": "t", "tags": {"team": "a"}}]).start()
+                         client=[{"name": "c", "token": "eight-is-least", "tags": {"team": "a"}}]).start()
     assert server.post("/write", b"m value=1").status_code == 404
     assert server.post("/in/write", b"m value=1\nm,datacenter=own value=1",
-                       headers={"Authorization": "Token t"}).status_code == 204
+                       headers={"Authorization": "Token eight-is-least"}).status_code == 204
     rows = server.wait_windows(lambda rows: len(rows) == 2, 25, name="m", window="10s")
     assert sorted(json.dumps(r["tags"], sort_keys=True) for r in rows) == [
         '{"datacenter": "fra1", "team": "a"}', '{"datacenter": "own", "team": "a"}']

@@ -22,11 +22,11 @@ JSON = b'{"name":"limited","value":1}'
 def test_a_client_gets_its_rate_over_64_connections_and_4_shards_and_another_is_not_slowed(real_server_only, make_server):
     rate, seconds = 1000, 11
     server = make_server(node={"shards": 4}, client=[
-        {"name": "greedy", "token": "greedy", "requests_per_s": rate, "burst": "100 ms"},
-        {"name": "modest", "token": "modest", "requests_per_s": 100_000}]).start()
-    alone = Pacer(server.ingest_port, write_request("modest", JSON), 100, 3, connections=4).wait()
-    greedy = Pacer(server.ingest_port, write_request("greedy", JSON), 5 * rate, seconds)
-    modest = Pacer(server.ingest_port, write_request("modest", JSON), 100, seconds, connections=4).wait()
+        {"name": "greedy", "token": "greedy-token", "requests_per_s": rate, "burst": "100 ms"},
+        {"name": "modest", "token": "modest-token", "requests_per_s": 100_000}]).start()
+    alone = Pacer(server.ingest_port, write_request("modest-token", JSON), 100, 3, connections=4).wait()
+    greedy = Pacer(server.ingest_port, write_request("greedy-token", JSON), 5 * rate, seconds)
+    modest = Pacer(server.ingest_port, write_request("modest-token", JSON), 100, seconds, connections=4).wait()
     greedy = greedy.wait()
     assert greedy["offered"] > 4 * rate * seconds, f"this machine is too slow to offer that: {greedy['offered']}"
     # The first second holds the burst; the ten after it are whole.

@@ -155,6 +155,8 @@ fn one_line(line: &[u8], unit: TimestampUnit, bounds: &Bounds) -> Result<Line, (
 fn time(text: &[u8], unit: TimestampUnit) -> Option<i64> {
     let value: i128 = std::str::from_utf8(text).ok()?.parse::<i64>().ok()?.into();
     let scale = match unit {
+        TimestampUnit::Hours => 3_600_000_000_000,
+        TimestampUnit::Minutes => 60_000_000_000,
         TimestampUnit::S => 1_000_000_000,
         TimestampUnit::Ms => 1_000_000,
         TimestampUnit::Us => 1_000,

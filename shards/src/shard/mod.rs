@@ -662,7 +662,8 @@ impl Core {
         counters.log_unflushed_bytes.set(path.log.undurable_bytes() as u64);
         counters.log_durable_block.set(path.log.durable_commit().0);
         counters.log_end_block.set(path.log.last_commit().0);
-        counters.log_unavailable.set(u64::from(matches!(path.log.state(), LogState::Failed | LogState::Probing)));
+        counters.log_unavailable.set(u64::from(path.is_log_unavailable()));
+        counters.open_points.set(self.folding.fold_ref().open_points());
         if now.monotonic_ns >= self.next_publish_ns {
             self.next_publish_ns = now.monotonic_ns + PUBLISH_EVERY_NS;
             self.publish();
@@ -677,6 +678,7 @@ impl Core {
     // --- log
 
     fn take_segments(&mut self) {
+        self.path.log.set_bounded(self.ports.no_more_segments.load(Ordering::Relaxed));
         while let Some(segment) = self.ports.segments.pop() {
             if let Err(refused) = self.path.log.offer_segment(segment) {
                 tracing::error!(path = %refused.path.display(), "a prepared segment does not fit the log; it is left unused");

@@ -209,6 +209,7 @@ impl Path {
         replies: &mut Replies,
     ) -> Result<ClientIndex, Served> {
         let dialect = route.dialect();
+        let unavailable = self.is_log_unavailable();
         if cx.draining {
             cx.counters.shed[Shed::Draining as usize].add(1);
             let fault = Fault::unavailable("draining", DRAINING, DRAIN_RETRY_S);
@@ -239,9 +240,7 @@ impl Path {
             }
         };
         // Asked before the quota: a refusal for the log's sake must not cost the client a token.
-        if matches!(self.log.state(), LogState::Failed | LogState::Probing)
-            || self.log.undurable_bytes() >= cx.settings.unflushed_bytes_max
-        {
+        if unavailable || self.log.undurable_bytes() >= cx.settings.unflushed_bytes_max {
             cx.counters.shed[Shed::Log as usize].add(1);
             let fault = Fault::unavailable("log_unavailable", UNAVAILABLE, LOG_RETRY_S);
             return Err(refuse(cx, replies, to, Some(route), dialect, &fault));
@@ -252,6 +251,11 @@ impl Path {
             return Err(self.over_quota(cx, head, route, to, refusal, replies));
         }
         Ok(client)
+    }
+
+    /// The log takes nothing now: its disk failed, or it is at its bound.
+    pub fn is_log_unavailable(&self) -> bool {
+        matches!(self.log.state(), LogState::Failed | LogState::Probing) || self.log.is_at_bound()
     }
 
     fn over_quota(
@@ -302,7 +306,7 @@ impl Path {
     ) -> Served {
         let failing = if cx.draining {
             Some(DRAINING)
-        } else if matches!(self.log.state(), LogState::Failed | LogState::Probing) {
+        } else if self.is_log_unavailable() {
             Some(UNAVAILABLE)
         } else {
             None
@@ -364,7 +368,7 @@ impl Path {
         let fault = if cx.draining {
             cx.counters.shed[Shed::Draining as usize].add(1);
             Fault::unavailable("draining", DRAINING, DRAIN_RETRY_S)
-        } else if matches!(self.log.state(), LogState::Failed | LogState::Probing) {
+        } else if self.is_log_unavailable() {
             cx.counters.shed[Shed::Log as usize].add(1);
             Fault::unavailable("log_unavailable", UNAVAILABLE, LOG_RETRY_S)
         } else {

@@ -139,6 +139,8 @@ pub struct Ports {
     /// Segments made ready by the backplane
     pub segments: Arc<ArrayQueue<PreparedSegment>>,
     pub notices: Arc<ArrayQueue<LogNotice>>,
+    /// Set while the backplane cannot make another segment
+    pub no_more_segments: Arc<AtomicBool>,
     pub reducer: Arc<Mailbox<ShardMessage>>,
     /// Rung by other threads
     pub wake: Arc<Wake>,

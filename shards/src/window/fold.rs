@@ -107,6 +107,8 @@ pub struct Fold {
     last_seen_s: Vec<u32>,
     /// Bytes that cells hold beyond themselves
     points_bytes: usize,
+    /// Points counted in cells
+    open_points: u64,
     spares: Spares,
 }
 
@@ -126,6 +128,7 @@ impl Fold {
             latest: 0,
             last_seen_s: Vec::new(),
             points_bytes: 0,
+            open_points: 0,
             spares: Spares::default(),
         }
     }
@@ -217,6 +220,7 @@ impl Fold {
                 }
             }
         }
+        self.open_points += counts.folded - counts.repeated_in_shard;
         counts
     }
 
@@ -230,7 +234,10 @@ impl Fold {
         let window_start_ns = window.start_ns;
         let message = if window.cells() > 0 {
             let cells = window.take(max.max(1), &mut self.spares);
-            self.points_bytes -= cells.iter().map(|(_, cell)| cell.heap_bytes()).sum::<usize>();
+            for (_, cell) in &cells {
+                self.points_bytes -= cell.heap_bytes();
+                self.open_points -= cell.count();
+            }
             ShardMessage::Partials(Partials { window_start_ns, cells })
         } else {
             let mut cells = Vec::new();
@@ -238,6 +245,7 @@ impl Fold {
                 && let Some(cell) = window.overflow.pop_first()
             {
                 self.points_bytes -= cell.1.heap_bytes();
+                self.open_points -= cell.1.count();
                 cells.push(cell);
             }
             ShardMessage::OverflowPartials(OverflowPartials { window_start_ns, cells })
@@ -274,6 +282,11 @@ impl Fold {
 
     pub fn open_cells(&self) -> usize {
         self.windows.iter().map(|window| window.cells() + window.overflow.len()).sum()
+    }
+
+    /// Points counted in open cells: folded, less those found to be repeats, less those handed out.
+    pub fn open_points(&self) -> u64 {
+        self.open_points
     }
 
     /// Start of the oldest open window.
@@ -512,6 +525,7 @@ mod tests {
             prop_assert_eq!(merger.counted + merger.repeated + repeated, points.len() as u64, "the books balance");
             for fold in &folds {
                 prop_assert_eq!((fold.open_cells(), fold.open_windows(), fold.points_bytes), (0, 0, 0));
+                prop_assert_eq!(fold.open_points(), 0);
             }
         }
 
