@@ -272,6 +272,7 @@ mod tests {
         let ports = || Ports {
             prepared: Arc::new(ArrayQueue::new(2)),
             notices: Arc::new(ArrayQueue::new(2)),
+            no_more: Arc::default(),
             wake: Arc::new(Wake::new().expect("an eventfd")),
         };
         Kept {
