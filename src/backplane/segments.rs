@@ -273,6 +273,7 @@ mod tests {
             no_more: Arc::default(),
             prepared: Arc::new(ArrayQueue::new(2)),
             notices: Arc::new(ArrayQueue::new(2)),
+            no_more: Arc::default(),
             wake: Arc::new(Wake::new().expect("an eventfd")),
         };
         Kept {
