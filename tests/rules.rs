@@ -137,7 +137,7 @@ fn a_shard_reads_time_and_files_only_through_the_seam() {
 #[test]
 fn every_source_file_says_first_what_it_is_for() {
     let mute: Vec<String> =
-        files(&["rs"]).into_iter().filter(|(path, text)| !text.starts_with("//!")).map(|(path, _)| path).collect();
+        files(&["rs"]).into_iter().filter(|(_, text)| !text.starts_with("//!")).map(|(path, _)| path).collect();
     assert!(mute.is_empty(), "these do not begin with a `//!` line: {mute:?}");
 }
 
