@@ -14,7 +14,9 @@ pub struct DataDir {
 
 #[derive(Debug, thiserror::Error)]
 pub enum DataDirError {
-    #[error("the data directory {path} is in use by another process (pid {pid}): stop it, or choose another with --data-dir")]
+    #[error(
+        "the data directory {path} is in use by another process (pid {pid}): stop it, or choose another with --data-dir"
+    )]
     InUse { path: PathBuf, pid: String },
     #[error("the data directory {path} cannot be used: {error}")]
     Io { path: PathBuf, error: io::Error },

@@ -57,7 +57,8 @@ fn measure(path: &Path) -> io::Result<Probed> {
     second.sort_unstable();
     let (fdatasync, dsync) = (first[first.len() / 2], second[second.len() / 2]);
     // A tie goes to the plainer way.
-    let mode = if dsync.as_secs_f64() < 0.9 * fdatasync.as_secs_f64() { WriteMode::Dsync } else { WriteMode::WriteThenFlush };
+    let mode =
+        if dsync.as_secs_f64() < 0.9 * fdatasync.as_secs_f64() { WriteMode::Dsync } else { WriteMode::WriteThenFlush };
     Ok(Probed { mode, fdatasync, dsync })
 }
 

@@ -19,8 +19,7 @@ use crossbeam_queue::ArrayQueue;
 use metricstream_shards::counters::{Counters, Distributions};
 use metricstream_shards::http::{Route, Router};
 use metricstream_shards::log::{
-    AGGREGATE_LOG_ID, BlockingLog, LogWriter, PAGE_BYTES, Recovered, WriteMode,
-    WriterConfig, recover,
+    AGGREGATE_LOG_ID, BlockingLog, LogWriter, PAGE_BYTES, Recovered, WriteMode, WriterConfig, recover,
 };
 use metricstream_shards::mailbox::{Doorbell, Mailbox};
 use metricstream_shards::ring::{probe, uring};
@@ -30,7 +29,7 @@ use metricstream_shards::window::ShardMessage;
 use metricstream_shards::window::protocol::{ClockEvent, FoldClock};
 
 use crate::backplane::{executor, segments};
-use crate::config::{Config, Durability, FlushMode, ResolvedClient, Steering};
+use crate::config::{Config, Durability, FlushMode, ResolvedClient, Steering, WhenFull};
 use crate::data_dir::{self, DataDir, DataDirError};
 use crate::logging::LogLines;
 use crate::reducer::thread::{Reducer, Retention, SharedView, Store, View, wall_ns};
@@ -71,12 +70,7 @@ pub fn run(config: &Config, clients: &[ResolvedClient], lines: &LogLines) -> Res
     let cores = placement::cores();
     let place = placement::place(&cores, config.node.shards as usize, config.node.pin);
     let shard_count = place.shards.len();
-    probe::probe(probe::memlock_need_bytes(
-        shard_count,
-        uring::SQ_ENTRIES,
-        uring::CQ_ENTRIES,
-        uring::BUFFER_ENTRIES,
-    ))?;
+    probe::probe(probe::memlock_need_bytes(shard_count, uring::SQ_ENTRIES, uring::CQ_ENTRIES, uring::BUFFER_ENTRIES))?;
     let connections_max = raise_descriptor_limit(config.http.connections_max);
 
     let data = DataDir::open(&config.node.data_dir)?;
@@ -86,13 +80,16 @@ pub fn run(config: &Config, clients: &[ResolvedClient], lines: &LogLines) -> Res
         .iter()
         .map(|(_, sockets)| sockets::local_address(&sockets[0]).map(|address| address.to_string()).unwrap_or_default())
         .collect();
-    // Tried here, so that a taken port is refused before anything is served; the executor binds it for good.
-    match std::net::TcpListener::bind(admin_address) {
-        Ok(_) => {}
+    let admin_socket = match sockets::listen_alone(admin_address) {
+        Ok(socket) => socket,
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
             return Err(RunError::PortInUse { address: admin_address, option: "--admin" });
         }
         Err(error) => return Err(RunError::Listen { address: admin_address, error }),
+    };
+
+    for sentence in open_doors(config) {
+        tracing::warn!("{sentence}");
     }
 
     let mode = match config.log.flush {
@@ -121,6 +118,7 @@ pub fn run(config: &Config, clients: &[ResolvedClient], lines: &LogLines) -> Res
     numbers.extend((0..shard_count as u32).filter(|n| !numbers.contains(n)).collect::<Vec<_>>());
     numbers.sort_unstable();
     for &number in &numbers {
+        segments::remove_half_filled(&data.shard_log(number));
         recovered.push((number, recover_log(&data.shard_log(number), number, data.node_id())?));
     }
     let aggregate_dir = data.aggregate_log();
@@ -129,7 +127,10 @@ pub fn run(config: &Config, clients: &[ResolvedClient], lines: &LogLines) -> Res
         recovered.iter().map(|(_, log)| log).chain([&aggregate]).filter_map(|log| log.last_stamp_ns).max();
     let (from_aggregates, unreadable) = segment_log::recover(&aggregate.start.history);
     if unreadable != segment_log::Unreadable::default() {
-        tracing::error!(?unreadable, "parts of the aggregate log cannot be read; their windows are made again from the logs");
+        tracing::error!(
+            ?unreadable,
+            "parts of the aggregate log cannot be read; their windows are made again from the logs"
+        );
     }
     let spans = translate::spans(config);
     let (clock, event) =
@@ -150,13 +151,17 @@ pub fn run(config: &Config, clients: &[ResolvedClient], lines: &LogLines) -> Res
     // The floor: from the log, else what the horizon reaches back from now.
     let now_ns = clock.now(origin.elapsed().as_nanos() as i64);
     let mut from_aggregates = from_aggregates;
+    let from_now_ns = now_ns - spans.lateness_ns - spans.horizon_ns;
+    let from_now_ns = from_now_ns - from_now_ns.rem_euclid(3_600_000_000_000.min(longest_window_ns(config)));
     if from_aggregates.floor_ns == i64::MIN {
-        let align_ns = 3_600_000_000_000;
-        let floor_ns = now_ns - spans.lateness_ns - spans.horizon_ns;
-        from_aggregates.floor_ns = floor_ns - floor_ns.rem_euclid(align_ns.min(longest_window_ns(config)));
+        from_aggregates.floor_ns = from_now_ns;
+    } else if matches!(event, ClockEvent::EraStarted { .. }) {
+        // The floor of an era whose clock was ahead would call everything late until that time has come.
+        from_aggregates.floor_ns = from_aggregates.floor_ns.min(from_now_ns);
     }
     let floor_ns = from_aggregates.floor_ns;
     shared.floor_ns.store(floor_ns, Ordering::Relaxed);
+    shared.durable_floor_ns.store(floor_ns, Ordering::Relaxed);
     let refold_from_ns = floor_ns.saturating_sub(settings.fold.future_bound_ns);
 
     // Who talks to whom.
@@ -217,11 +222,20 @@ pub fn run(config: &Config, clients: &[ResolvedClient], lines: &LogLines) -> Res
             segment_bytes: config.log.segment_bytes.bytes(),
             bytes_max: config.log.bytes_max.bytes(),
             retention: config.log.retention,
+            drop_oldest: config.log.when_full == WhenFull::DropOldest,
             next_segment_id: log.start.next_segment_id,
             segments: log
                 .segments
                 .iter()
-                .map(|info| (info.segment_id, info.path.clone(), info.last_stamp_ns.unwrap_or(i64::MAX)))
+                .map(|info| segments::Segment {
+                    id: info.segment_id,
+                    path: info.path.clone(),
+                    last_stamp_ns: info.last_stamp_ns.unwrap_or(i64::MAX),
+                    // What its points reach is known only by folding them; no further than this.
+                    newest_ns: info
+                        .last_stamp_ns
+                        .map_or(i64::MAX, |last| last.saturating_add(settings.fold.future_bound_ns)),
+                })
                 .collect(),
             unused: log.unused.clone(),
             shard: None,
@@ -232,14 +246,19 @@ pub fn run(config: &Config, clients: &[ResolvedClient], lines: &LogLines) -> Res
             let wake = Arc::new(Wake::new().map_err(|error| RunError::Io { what: "no eventfd", error })?);
             let prepared = Arc::new(ArrayQueue::new(config.log.spare_segments as usize));
             let notices = Arc::new(ArrayQueue::new(NOTICES));
+            let no_more = Arc::new(AtomicBool::new(false));
             let mailbox = Mailbox::new(MAILBOX_MESSAGES, bell.clone());
             let shard_counters = Arc::new(Counters::new(Route::ALL.len() + 1));
             counters.push(shard_counters.clone());
             wakes.push(wake.clone());
             depths.push(mailbox.clone());
             sources.push((Source::Shard(number as u16), mailbox.clone()));
-            keeper.shard =
-                Some(segments::Ports { prepared: prepared.clone(), notices: notices.clone(), wake: wake.clone() });
+            keeper.shard = Some(segments::Ports {
+                prepared: prepared.clone(),
+                notices: notices.clone(),
+                no_more: no_more.clone(),
+                wake: wake.clone(),
+            });
             let writer = LogWriter::new(
                 WriterConfig {
                     segment_bytes: config.log.segment_bytes.bytes(),
@@ -250,7 +269,14 @@ pub fn run(config: &Config, clients: &[ResolvedClient], lines: &LogLines) -> Res
                 },
                 log.start,
             );
-            let ports = Ports { segments: prepared, notices, reducer: mailbox, wake, counters: shard_counters };
+            let ports = Ports {
+                segments: prepared,
+                notices,
+                no_more_segments: no_more,
+                reducer: mailbox,
+                wake,
+                counters: shard_counters,
+            };
             shards.push((number, writer, ports, listeners));
         }
         keepers.push(keeper);
@@ -315,15 +341,9 @@ pub fn run(config: &Config, clients: &[ResolvedClient], lines: &LogLines) -> Res
         shared: shared.clone(),
         view: view.clone(),
         stop: stop_reducer.clone(),
+        started: event,
     };
     let reducer = spawn("ms-reducer", move || reducer.run(store))?;
-    if let ClockEvent::EraStarted { era, from_ns, to_ns } = event {
-        tracing::error!(
-            era,
-            back_s = (from_ns - to_ns) / 1_000_000_000,
-            "the logs hold stamps from beyond the horizon ahead of this clock: a new era of windows begins"
-        );
-    }
 
     // The rebuild, beside everything else.
     let fold = translate::fold(config, 1);
@@ -366,7 +386,6 @@ pub fn run(config: &Config, clients: &[ResolvedClient], lines: &LogLines) -> Res
     let stop_backplane = Arc::new(AtomicBool::new(false));
     let backplane = {
         let (shared, stop_all) = (shared.clone(), stop_backplane.clone());
-        let window_reach_ns = settings.fold.future_bound_ns + longest_window_ns(config);
         let core = place.backplane;
         let node_id = data.node_id();
         let view = view.clone();
@@ -395,16 +414,12 @@ pub fn run(config: &Config, clients: &[ResolvedClient], lines: &LogLines) -> Res
                     tracing::warn!(%error, "the disk's abilities cannot be tried");
                 }
                 for keeper in keepers {
-                    let task = segments::keep(keeper, shared.clone(), window_reach_ns, stop.clone());
+                    let task = segments::keep(keeper, shared.clone(), stop.clone());
                     backplane.spawn(executor::Queue::Disk, task);
                 }
-                match executor::Listener::bind(admin_address) {
-                    Ok(listener) => backplane.spawn(
-                        executor::Queue::Admin,
-                        admin::serve(backplane, listener, Rc::new(state), stop.clone()),
-                    ),
-                    Err(error) => tracing::error!(%admin_address, %error, "the admin listener cannot be opened"),
-                }
+                let listener = executor::Listener::from_socket(admin_socket);
+                backplane
+                    .spawn(executor::Queue::Admin, admin::serve(backplane, listener, Rc::new(state), stop.clone()));
                 while !stop_all.load(Ordering::Acquire) {
                     executor::sleep(Duration::from_millis(20)).await;
                 }
@@ -441,6 +456,13 @@ pub fn run(config: &Config, clients: &[ResolvedClient], lines: &LogLines) -> Res
             }
         }
         lines.report_suppressed();
+        if stopping_since.is_none()
+            && (threads.iter().any(JoinHandle::is_finished) || reducer.is_finished() || backplane.is_finished())
+        {
+            // Serving on without a shard, without windows or without segments would look well and be none of it.
+            tracing::error!("a thread of this process has ended; ending the process, so that it is started again");
+            std::process::exit(1);
+        }
         if stopping_since.is_some() && threads.iter().all(JoinHandle::is_finished) {
             break;
         }
@@ -497,8 +519,8 @@ fn listen(config: &Config, shards: usize) -> Result<Vec<Group>, RunError> {
 }
 
 fn recover_log(path: &std::path::Path, log_id: u32, node_id: u128) -> Result<Recovered, RunError> {
-    let recovered = recover(path, log_id, node_id)
-        .map_err(|error| RunError::Recover { path: path.to_path_buf(), error })?;
+    let recovered =
+        recover(path, log_id, node_id).map_err(|error| RunError::Recover { path: path.to_path_buf(), error })?;
     for note in &recovered.notes {
         tracing::warn!(log = %path.display(), "{note}");
     }
@@ -516,6 +538,27 @@ fn recover_log(path: &std::path::Path, log_id: u32, node_id: u128) -> Result<Rec
         tracing::info!(log = %path.display(), "the last write of the previous run was cut off before its flush; dropped");
     }
     Ok(recovered)
+}
+
+/// What a newcomer may not mean: doors open to other hosts that ask nobody who they are.
+fn open_doors(config: &Config) -> Vec<String> {
+    let mut sentences = Vec::new();
+    if !config.auth.required {
+        for address in config.listen.iter().flat_map(|listen| &listen.addresses).filter(|a| !a.ip().is_loopback()) {
+            sentences.push(format!(
+                "{address} can be reached from other hosts and anybody may write: set required = true in [auth] and \
+                 give each sender a token in a [[client]] block, unless the network keeps strangers out"
+            ));
+        }
+    }
+    if !config.admin.listen.ip().is_loopback() {
+        sentences.push(format!(
+            "the admin listener {} can be reached from other hosts and asks for no password: everybody there may read \
+             all windows and counters",
+            config.admin.listen
+        ));
+    }
+    sentences
 }
 
 fn longest_window_ns(config: &Config) -> i64 {
@@ -574,6 +617,17 @@ fn rfc3339(ns: i64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn open_doors_are_told_and_closed_ones_are_not() {
+        let config = |text: &str| Config::parse(text, "test.toml").expect("valid");
+        assert_eq!(open_doors(&config("")), Vec::<String>::new());
+        let open = "[[listen]]\naddresses = [\"127.0.0.1:1\", \"[::]:2\"]\n[admin]\nlisten = \"0.0.0.0:3\"\n";
+        let told = open_doors(&config(open));
+        assert!(told.len() == 2 && told[0].starts_with("[::]:2 ") && told[1].contains("0.0.0.0:3 "), "{told:?}");
+        let locked = format!("{open}[auth]\nrequired = true\n[[client]]\nname = \"a\"\ntoken = \"0123456789abcdef\"\n");
+        assert_eq!(open_doors(&config(&locked)).len(), 1, "the admin listener stays open");
+    }
 
     #[test]
     fn a_unix_time_becomes_a_date() {

@@ -49,7 +49,10 @@ pub fn rebuild(log: Log, config: FoldConfig, floor_ns: i64, from_ns: i64, stop: 
             Some(ReadItem::Damage(damage)) => {
                 rebuilt.damaged_points += damage.points;
                 tracing::error!(
-                    segment_id = damage.segment_id, from = damage.from, to = damage.to, points = damage.points,
+                    segment_id = damage.segment_id,
+                    from = damage.from,
+                    to = damage.to,
+                    points = damage.points,
                     "a part of the log is damaged; what it held is missing from the windows"
                 );
                 continue;

@@ -5,6 +5,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -16,8 +17,7 @@ const BACKLOG: i32 = 4096;
 /// SO_REUSEPORT would let a second process join silently and take half of the traffic, so a plain listener is tried
 /// first: that fails when anybody listens there already. Port 0 is resolved once for the whole group.
 pub fn listen(address: SocketAddr, shards: usize, steering: Steering) -> io::Result<Vec<OwnedFd>> {
-    let taken = socket(address, false)?;
-    taken.bind(&address.into())?;
+    let taken = bind_alone(address)?;
     taken.listen(1)?;
     let address = taken.local_addr()?.as_socket().expect("an IP socket has an IP address");
     drop(taken);
@@ -37,6 +37,31 @@ pub fn listen(address: SocketAddr, shards: usize, steering: Steering) -> io::Res
         socket.listen(BACKLOG)?;
     }
     Ok(group.into_iter().map(OwnedFd::from).collect())
+}
+
+/// One listener that shares its port with nobody.
+pub fn listen_alone(address: SocketAddr) -> io::Result<OwnedFd> {
+    let socket = bind_alone(address)?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// The kernel takes the rings of a killed process down after the process is gone, and its listeners with them: a start
+/// right after a kill found the port taken for some 10 ms. So a taken port is tried for this long.
+const PORT_PATIENCE: Duration = Duration::from_secs(1);
+
+fn bind_alone(address: SocketAddr) -> io::Result<Socket> {
+    let since = Instant::now();
+    loop {
+        let socket = socket(address, false)?;
+        match socket.bind(&address.into()) {
+            Ok(()) => return Ok(socket),
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && since.elapsed() < PORT_PATIENCE => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            Err(error) => return Err(error),
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -130,6 +155,19 @@ mod tests {
         assert!(group.iter().all(|listener| local_address(listener).expect("bound") == address));
         let error = listen(address, 1, Steering::Hash).expect_err("the port is taken");
         assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+    }
+
+    /// The admin listener lacked SO_REUSEADDR, so its old connections kept a restart from taking the port for a minute.
+    #[test]
+    fn a_port_with_connections_of_the_process_before_is_taken_again() {
+        let first = listen_alone("127.0.0.1:0".parse().expect("an address")).expect("free port");
+        let address = local_address(&first).expect("bound");
+        let _client = TcpStream::connect(address).expect("connects");
+        let first = std::net::TcpListener::from(first);
+        // The server closes first: its end waits in FIN-WAIT-2.
+        drop(first.accept().expect("accepts"));
+        drop(first);
+        listen_alone(address).expect("the port of a listener that is gone");
     }
 
     #[test]

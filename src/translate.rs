@@ -10,9 +10,7 @@ use metricstream_shards::window::FoldConfig;
 use metricstream_shards::window::protocol::Spans;
 use std::time::Duration;
 
-use crate::config::{
-    ByteRate, Config, OverQuota, Rate, ResolvedClient, SameTimestamp, TimestampUnit,
-};
+use crate::config::{ByteRate, Config, OverQuota, Rate, ResolvedClient, SameTimestamp, TimestampUnit};
 use crate::reducer;
 use crate::reducer::rules::{Glob, Group, Rule};
 

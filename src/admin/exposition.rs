@@ -77,18 +77,8 @@ type ShardFamily = (&'static str, &'static str, &'static str, fn(&Counters) -> &
 const SHARD_FAMILIES: &[ShardFamily] = &[
     ("metricstream_network_received_bytes_total", "counter", "Bytes received from clients.", |c| &c.received_bytes),
     ("metricstream_network_sent_bytes_total", "counter", "Bytes sent to clients.", |c| &c.sent_bytes),
-    (
-        "metricstream_body_bytes_total",
-        "counter",
-        "Bytes of request bodies after decompression.",
-        |c| &c.body_bytes,
-    ),
-    (
-        "metricstream_connections_accepted_total",
-        "counter",
-        "Connections accepted.",
-        |c| &c.connections_accepted,
-    ),
+    ("metricstream_body_bytes_total", "counter", "Bytes of request bodies after decompression.", |c| &c.body_bytes),
+    ("metricstream_connections_accepted_total", "counter", "Connections accepted.", |c| &c.connections_accepted),
     ("metricstream_connections_closed_total", "counter", "Connections closed.", |c| &c.connections_closed),
     (
         "metricstream_connections_refused_total",
@@ -124,19 +114,13 @@ const SHARD_FAMILIES: &[ShardFamily] = &[
     ),
     ("metricstream_log_written_bytes_total", "counter", "Bytes written to the log.", |c| &c.log_written_bytes),
     ("metricstream_log_end_block", "gauge", "Sequence of the newest block of the log.", |c| &c.log_end_block),
-    (
-        "metricstream_log_durable_block",
-        "gauge",
-        "Sequence of the newest block known to be on stable storage.",
-        |c| &c.log_durable_block,
-    ),
+    ("metricstream_log_durable_block", "gauge", "Sequence of the newest block known to be on stable storage.", |c| {
+        &c.log_durable_block
+    }),
     ("metricstream_log_segment", "gauge", "Number of the segment being written.", |c| &c.log_segment),
-    (
-        "metricstream_log_unflushed_bytes",
-        "gauge",
-        "Bytes received and not yet on stable storage.",
-        |c| &c.log_unflushed_bytes,
-    ),
+    ("metricstream_log_unflushed_bytes", "gauge", "Bytes received and not yet on stable storage.", |c| {
+        &c.log_unflushed_bytes
+    }),
     (
         "metricstream_log_unavailable",
         "gauge",
@@ -159,12 +143,9 @@ const SHARD_FAMILIES: &[ShardFamily] = &[
     ("metricstream_series_created_total", "counter", "Series made.", |c| &c.series_created),
     ("metricstream_series_evicted_total", "counter", "Series forgotten because they were idle.", |c| &c.series_evicted),
     ("metricstream_clients_live", "gauge", "Clients remembered.", |c| &c.clients_live),
-    (
-        "metricstream_window_open_cells",
-        "gauge",
-        "Open (series, window) cells not yet handed to the reducer.",
-        |c| &c.open_cells,
-    ),
+    ("metricstream_window_open_cells", "gauge", "Open (series, window) cells not yet handed to the reducer.", |c| {
+        &c.open_cells
+    }),
     ("metricstream_window_open_points", "gauge", "Points in open cells.", |c| &c.open_points),
     (
         "metricstream_mailbox_full_total",
@@ -194,24 +175,18 @@ const POINT_FAMILIES: &[PointFamily] = &[
         "Folded points that came after their window's end and the allowed lateness.",
         |b| b.late.get(),
     ),
-    (
-        "metricstream_points_late_beyond_total",
-        "counter",
-        "Points too late to revise their window; kept raw.",
-        |b| b.late_beyond.get(),
-    ),
+    ("metricstream_points_late_beyond_total", "counter", "Points too late to revise their window; kept raw.", |b| {
+        b.late_beyond.get()
+    }),
     (
         "metricstream_points_too_far_ahead_total",
         "counter",
         "Points too far in the future to be folded; kept raw.",
         |b| b.too_far_ahead.get(),
     ),
-    (
-        "metricstream_points_not_aggregated_total",
-        "counter",
-        "Text and boolean values; kept raw.",
-        |b| b.not_aggregated.get(),
-    ),
+    ("metricstream_points_not_aggregated_total", "counter", "Text and boolean values; kept raw.", |b| {
+        b.not_aggregated.get()
+    }),
     (
         "metricstream_points_repeated_in_shard_total",
         "counter",
@@ -252,7 +227,8 @@ pub fn shards(out: &mut Exposition, shards: &[std::sync::Arc<Counters>], distrib
     for (shard, counters) in shards.iter().enumerate() {
         for protocol in Protocol::ALL {
             let books = counters.points(protocol);
-            let labels = |reason| [("shard", shard.to_string()), ("protocol", protocol.name().into()), ("reason", reason)];
+            let labels =
+                |reason| [("shard", shard.to_string()), ("protocol", protocol.name().into()), ("reason", reason)];
             for reason in Reason::ALL {
                 let labels = labels(reason.name().to_string());
                 let labels: Vec<(&str, &dyn Display)> = labels.iter().map(|(k, v)| (*k, v as &dyn Display)).collect();
@@ -328,10 +304,14 @@ pub fn process(out: &mut Exposition, state: &super::State) {
     for (name, help, value) in [
         (
             "metricstream_reducer_points_counted_total",
-            "Points counted in windows: folded = open + counted + repeated + late beyond (here) + held.",
+            "Points counted in windows: folded = repeated_in_shard + open + counted + repeated + late_beyond (here) + held.",
             books.counted,
         ),
-        ("metricstream_reducer_points_repeated_total", "Points already counted: sent again, counted once.", books.repeated),
+        (
+            "metricstream_reducer_points_repeated_total",
+            "Points already counted: sent again, counted once.",
+            books.repeated,
+        ),
         (
             "metricstream_reducer_points_conflicting_total",
             "Repeated points with another value: the greater was kept.",
@@ -368,8 +348,16 @@ pub fn process(out: &mut Exposition, state: &super::State) {
         ("metricstream_reducer_series", "Series with windows that may still be revised.", view.series as f64),
         ("metricstream_reducer_open_windows", "Base windows held for revision.", view.windows as f64),
         ("metricstream_reducer_memory_bytes", "Memory of windows held, estimated.", view.bytes as f64),
-        ("metricstream_reducer_rebuilding", "1 while windows are rebuilt after a start.", f64::from(u8::from(view.rebuilding))),
-        ("metricstream_reducer_mark_seconds", "M: windows that end by this Unix time are closed.", seconds(view.closed.m_ns)),
+        (
+            "metricstream_reducer_rebuilding",
+            "1 while windows are rebuilt after a start.",
+            f64::from(u8::from(view.rebuilding)),
+        ),
+        (
+            "metricstream_reducer_mark_seconds",
+            "M: windows that end by this Unix time are closed.",
+            seconds(view.closed.m_ns),
+        ),
         (
             "metricstream_reducer_floor_seconds",
             "F: windows that end by this Unix time are frozen.",
@@ -388,13 +376,23 @@ pub fn process(out: &mut Exposition, state: &super::State) {
     }
     let gauge = |n: &std::sync::atomic::AtomicU64| n.load(std::sync::atomic::Ordering::Relaxed);
     type Of = fn(&crate::backplane::segments::Gauges) -> &std::sync::atomic::AtomicU64;
-    let families: [(&'static str, &str, &str, Of); 6] = [
+    let families: [(&'static str, &str, &str, Of); 7] = [
         ("metricstream_log_segments", "gauge", "Segments of a shard's log that hold records.", |g| &g.segments),
         ("metricstream_log_bytes", "gauge", "Bytes of a shard's log files, spare ones included.", |g| &g.bytes),
         ("metricstream_log_segments_prepared_total", "counter", "Segments made ready.", |g| &g.prepared),
         ("metricstream_log_segments_recycled_total", "counter", "Segments that retention let go.", |g| &g.recycled),
-        ("metricstream_log_prepare_failures_total", "counter", "Segments that could not be made.", |g| &g.prepare_failures),
-        ("metricstream_log_at_bound", "gauge", "1 while a log is at bytes_max and nothing in it may go.", |g| &g.at_bound),
+        (
+            "metricstream_log_segments_dropped_total",
+            "counter",
+            "Segments that went although a window might need them (when_full = \"drop_oldest\").",
+            |g| &g.dropped,
+        ),
+        ("metricstream_log_prepare_failures_total", "counter", "Segments that could not be made.", |g| {
+            &g.prepare_failures
+        }),
+        ("metricstream_log_at_bound", "gauge", "1 while a log is at bytes_max and nothing in it may go.", |g| {
+            &g.at_bound
+        }),
     ];
     for (name, kind, help, of) in families {
         out.family(name, kind, help);

@@ -152,7 +152,8 @@ async fn answer(state: &State, head: &Head, out: &mut Vec<u8>) {
             }
         },
         _ => {
-            let message = "no such route; there are /metrics, /aggregates, /healthz, /readyz, /api/v1/status, /api/v1/windows";
+            let message =
+                "no such route; there are /metrics, /aggregates, /healthz, /readyz, /api/v1/status, /api/v1/windows";
             reply::error(out, to, Dialect::Native, &Fault::new(404, "no_such_route", message));
         }
     }

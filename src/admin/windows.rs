@@ -1,7 +1,9 @@
 //! `GET /api/v1/windows`: closed windows, read back from the aggregate log by direct I/O.
 
 use metricstream_shards::http::Head;
-use metricstream_shards::log::{BLOCK_HEADER_BYTES, BlockHeader, PAGE_BYTES, ReadSpan, RecordKind, Records, parse_block};
+use metricstream_shards::log::{
+    BLOCK_HEADER_BYTES, BlockHeader, PAGE_BYTES, ReadSpan, RecordKind, Records, parse_block,
+};
 
 use super::State;
 use crate::backplane::executor;
@@ -46,7 +48,9 @@ fn filter(head: &Head) -> Result<(Filter, usize), String> {
     };
     let mut tags = Vec::new();
     for pair in head.query_raw().split(|&b| b == b'&') {
-        let Some(name) = pair.strip_prefix(b"tag.").and_then(|rest| rest.split(|&b| b == b'=').next()) else { continue };
+        let Some(name) = pair.strip_prefix(b"tag.").and_then(|rest| rest.split(|&b| b == b'=').next()) else {
+            continue;
+        };
         let full = format!("tag.{}", String::from_utf8_lossy(name));
         // The name may be encoded, too; `Head::query` compares decoded ones.
         let decoded = percent_decode(&full);
@@ -54,7 +58,8 @@ fn filter(head: &Head) -> Result<(Filter, usize), String> {
             tags.push((decoded["tag.".len()..].to_string(), value.into_owned()));
         }
     }
-    let limit = integer("limit")?.map_or(WindowQuery::LIMIT_DEFAULT, |n| n.clamp(1, WindowQuery::LIMIT_MAX as i64) as usize);
+    let limit =
+        integer("limit")?.map_or(WindowQuery::LIMIT_DEFAULT, |n| n.clamp(1, WindowQuery::LIMIT_MAX as i64) as usize);
     let text = |name: &str| head.query(name).filter(|text| !text.is_empty()).map(|text| text.into_owned());
     let filter = Filter {
         name: text("name"),
@@ -126,7 +131,9 @@ async fn read(span: &ReadSpan, query: &mut WindowQuery) {
                     return;
                 }
                 Err(_) => match BlockHeader::parse(&bytes[done..]) {
-                    Ok((header, _)) if done + header.block_bytes() > bytes.len() && at + (bytes.len() as u64) < span.to => {
+                    Ok((header, _))
+                        if done + header.block_bytes() > bytes.len() && at + (bytes.len() as u64) < span.to =>
+                    {
                         want = CHUNK_BYTES.max(header.block_bytes());
                         break;
                     }

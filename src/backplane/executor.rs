@@ -9,6 +9,7 @@ use std::cell::Cell;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
@@ -88,8 +89,12 @@ pub async fn unblock<T: Send + 'static>(call: impl FnOnce() -> T + Send + 'stati
 pub struct Listener(TcpListener);
 
 impl Listener {
-    pub fn bind(address: SocketAddr) -> io::Result<Listener> {
-        TcpListener::bind(address).map(Listener).map_err(into_io)
+    /// Takes over a socket that listens. (glommio's own `bind` sets SO_REUSEPORT and not SO_REUSEADDR: a second process
+    /// could join the port, and old connections would keep a restarted one off it.)
+    #[allow(unsafe_code)]
+    pub fn from_socket(socket: OwnedFd) -> Listener {
+        // SAFETY: an open socket, owned here and given away.
+        Listener(unsafe { TcpListener::from_raw_fd(socket.into_raw_fd()) })
     }
     pub fn local_address(&self) -> io::Result<SocketAddr> {
         self.0.local_addr().map_err(into_io)

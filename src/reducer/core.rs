@@ -107,6 +107,8 @@ pub struct ReducerCore {
     base_ns: i64,
     lateness_ns: i64,
     memory_bytes_max: usize,
+    /// F that the logs' byte bound asks for
+    wanted_floor_ns: i64,
     epoch: u64,
     era: u32,
     lengths: Vec<Length>,
@@ -206,6 +208,7 @@ impl ReducerCore {
             base_ns: seconds(settings.base_s),
             lateness_ns: settings.spans.lateness_ns,
             memory_bytes_max: settings.memory_bytes_max,
+            wanted_floor_ns: BEFORE_ALL_NS,
             epoch: settings.epoch,
             era: recovered.era,
             lengths,
@@ -354,6 +357,11 @@ impl ReducerCore {
     /// F as shards should know it: points of windows that end at or before it come too late for any revision.
     pub fn floor_ns(&self) -> i64 {
         self.floor.logged_ns()
+    }
+
+    /// A log is at its byte bound: F should rise to here, as far as M lets it, so that segments can go.
+    pub fn want_floor(&mut self, floor_ns: i64) {
+        self.wanted_floor_ns = self.wanted_floor_ns.max(floor_ns);
     }
 
     pub fn books(&self) -> Books {
@@ -717,16 +725,16 @@ impl ReducerCore {
     /// The floor below which enough would be freed to come back under the bound.
     fn budget_floor_ns(&self) -> i64 {
         let mut over = self.bytes().saturating_sub(self.memory_bytes_max);
-        if over == 0 {
+        if over == 0 && self.wanted_floor_ns == BEFORE_ALL_NS {
             return BEFORE_ALL_NS;
         }
-        let mut floor_ns = BEFORE_ALL_NS;
+        let mut floor_ns = self.wanted_floor_ns;
         for (start_ns, window) in &self.windows.0 {
             if over == 0 {
                 break;
             }
             over = over.saturating_sub(window.bytes());
-            floor_ns = start_ns + self.base_ns;
+            floor_ns = floor_ns.max(start_ns + self.base_ns);
         }
         // Aligned upwards, or a part of a long window's length would never be freed.
         let align_ns = self.lengths.iter().map(|l| l.length_ns).fold(self.base_ns, least_common_multiple);

@@ -17,9 +17,9 @@ pub mod recovery;
 pub mod rules;
 pub mod segment_log;
 mod series;
-pub mod thread;
 #[cfg(test)]
 mod simulation;
+pub mod thread;
 mod windows;
 
 pub use self::core::{Books, Progress, ReducerCore, Settings, Source};

@@ -50,19 +50,20 @@ FOLDED = "metricstream_points_folded_total"
 LATE_BEYOND = "metricstream_points_late_beyond_total"
 TOO_FAR_AHEAD = "metricstream_points_too_far_ahead_total"
 NOT_AGGREGATED = "metricstream_points_not_aggregated_total"
-COUNTED = "metricstream_points_counted_total"
-REPEATED = "metricstream_points_repeated_total"
+REPEATED_IN_SHARD = "metricstream_points_repeated_in_shard_total"
 OPEN = "metricstream_window_open_points"  # folded by a shard, not handed to the reducer yet
-LATE_IN_REDUCER = "metricstream_points_late_in_reducer_total"
+COUNTED = "metricstream_reducer_points_counted_total"
+REPEATED = "metricstream_reducer_points_repeated_total"
+LATE_IN_REDUCER = "metricstream_reducer_points_late_beyond_total"
+HELD = "metricstream_reducer_points_held"  # until the rebuild after a start ends
 SHARD_BOOKS = ((RECEIVED, (ACCEPTED, REJECTED)), (DURABLE, (PENDING, FOLDED, LATE_BEYOND, TOO_FAR_AHEAD, NOT_AGGREGATED)))
-PROCESS_BOOKS = ((FOLDED, (OPEN, COUNTED, REPEATED, LATE_IN_REDUCER)),)
-OPTIONAL = {OPEN, LATE_IN_REDUCER}
+PROCESS_BOOKS = ((FOLDED, (REPEATED_IN_SHARD, OPEN, COUNTED, REPEATED, LATE_IN_REDUCER, HELD)),)
 
 
 def imbalance(metrics):
     """Sentences for books that do not balance, per shard and protocol. Only meaningful when nothing is in flight."""
     families = {name for name, _ in metrics}
-    for name in {n for left, right in SHARD_BOOKS + PROCESS_BOOKS for n in (left, *right)} - OPTIONAL:
+    for name in {n for left, right in SHARD_BOOKS + PROCESS_BOOKS for n in (left, *right)}:
         assert name in families, f"/metrics has no {name}"
     places = {tuple((k, v) for k, v in labels if k in ("shard", "protocol"))
               for name, labels in metrics if name in (RECEIVED, DURABLE)}

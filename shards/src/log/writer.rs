@@ -283,6 +283,7 @@ pub struct LogWriter {
     /// Closed blocks, oldest first; the first may be in flight
     sealed: VecDeque<Pending>,
     undurable_bytes: usize,
+    bounded: bool,
     flight: Flight,
     next_op: u64,
     state: LogState,
@@ -326,6 +327,7 @@ impl LogWriter {
             open: None,
             sealed: VecDeque::new(),
             undurable_bytes: 0,
+            bounded: false,
             flight: Flight::Idle,
             next_op: 0,
             state: LogState::WaitingForSegment,
@@ -352,6 +354,12 @@ impl LogWriter {
     ) -> Result<CommitSeq, AppendError> {
         let bound = BatchEncoder::bound(envelope, batch);
         self.admit(bound)?;
+        if self.bounded {
+            let names_bytes = self.unnamed_bytes(batch, names);
+            if !self.has_room(bound + names_bytes) {
+                return Err(AppendError::Full);
+            }
+        }
         let most = self.config.record_bytes_max();
         if batch.is_empty() {
             return Ok(self.last_commit);
@@ -473,6 +481,26 @@ impl LogWriter {
         // The last 64 bytes: record headers and their alignment. One page: a block may have to be closed first.
         self.planned_end + (pages(open) + pages(more + self.open_names.len() + BLOCK_HEADER_BYTES + 64)) as u64
             <= self.config.segment_bytes
+    }
+
+    /// Whether `more` bytes of records have a place in segments that are there.
+    fn has_room(&self, more: usize) -> bool {
+        let planned_ahead = self.generation - self.active.as_ref().map_or(0, |active| active.generation);
+        let spares = self.spares.len() as u32;
+        // A spare is a whole segment, larger than any record with its names.
+        spares > planned_ahead || (spares == planned_ahead && self.fits_planned(more))
+    }
+
+    /// No more segments are coming for now (the log is at its bound, the disk is full): appends that have no place in
+    /// those at hand are refused. Without this they would wait in memory, and hold back the mark, and with it the floor
+    /// and the very segments that could be recycled.
+    pub fn set_bounded(&mut self, bounded: bool) {
+        self.bounded = bounded;
+    }
+
+    /// Whether the log refuses because it is at its bound: it has no place for even a small batch.
+    pub fn is_at_bound(&self) -> bool {
+        self.bounded && !self.has_room(self.config.block_bytes.min(64 << 10))
     }
 
     /// Makes the open block one that can take `more` bytes of records. False: the segment changed (ask again, names

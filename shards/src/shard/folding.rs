@@ -8,6 +8,8 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use crossbeam_queue::ArrayQueue;
+
 use crate::counters::Counters;
 use crate::log::{
     AlignedBuf, BLOCK_HEADER_BYTES, BatchDecoder, BlockHeader, LogWriter, PAGE_BYTES, Position, ReadSpan, RecordKind,
@@ -22,7 +24,7 @@ use crate::window::partial::ShardMessage;
 use crate::window::protocol::shard_mark;
 
 use super::commits::Commits;
-use super::settings::{Settings, Shared};
+use super::settings::{LogNotice, Settings, Shared};
 
 /// Work of one turn is bounded, so that replies are not late because windows close.
 const BLOCK_BYTES_A_TURN: usize = 1 << 20;
@@ -40,9 +42,14 @@ pub struct Folding {
     unannounced: VecDeque<ShardMessage>,
     /// Where the next block to be folded begins
     at: Position,
+    /// The segment last folded from, and the newest point in it that windows hold
+    newest: (u64, i64),
+    future_bound_ns: i64,
     reading: Option<Reading>,
     marked_at_ns: u64,
     mark_ns: i64,
+    /// F as last seen
+    floor_ns: i64,
     lateness_ns: i64,
 }
 
@@ -68,6 +75,7 @@ pub struct Turn<'a, I: Io> {
     pub ops: &'a mut Vec<(Token, Op)>,
     pub shared: &'a Shared,
     pub counters: &'a Counters,
+    pub notices: &'a ArrayQueue<LogNotice>,
     pub clock_ns: i64,
     pub now_ns: u64,
 }
@@ -80,9 +88,12 @@ impl Folding {
             mailbox,
             unannounced: VecDeque::new(),
             at,
+            newest: (0, i64::MIN),
+            future_bound_ns: settings.fold.future_bound_ns,
             reading: None,
             marked_at_ns: 0,
             mark_ns: i64::MIN,
+            floor_ns,
             lateness_ns: settings.fold.lateness_ns,
         }
     }
@@ -105,14 +116,19 @@ impl Folding {
     /// Fold what is durable, hand out what is ready, say how far this shard is. Answers whether there is more to do
     /// at once.
     pub fn turn<I: Io>(&mut self, turn: &mut Turn<'_, I>) -> bool {
-        self.fold.raise_floor(turn.shared.floor_ns.load(Ordering::Relaxed));
+        let floor_ns = turn.shared.floor_ns.load(Ordering::Relaxed);
+        if floor_ns < self.floor_ns {
+            // F falls only when the clock went back and a new era began.
+            self.fold.start_era(floor_ns);
+        }
+        self.floor_ns = floor_ns;
+        self.fold.raise_floor(floor_ns);
         let mut more = self.fold_blocks(turn);
         let series = &mut *turn.series;
         if series.has_created() {
             let created: Vec<SeriesId> = series.drain_created().collect();
-            self.unannounced.extend(
-                created.into_iter().map(|id| ShardMessage::NewSeries { id: id.0, key: series.key(id).into() }),
-            );
+            self.unannounced
+                .extend(created.into_iter().map(|id| ShardMessage::NewSeries { id: id.0, key: series.key(id).into() }));
         }
         more |= self.hand_out(turn);
         more
@@ -140,6 +156,7 @@ impl Folding {
             };
             let next = turn.commits.folded_commit() + 1;
             if block.commit.0 == next {
+                self.enter_segment(block.position.segment_id, turn.notices);
                 self.fold_records(block.records(), turn.counters);
                 bytes += block.header.block_bytes();
                 self.at = block.end();
@@ -156,6 +173,19 @@ impl Folding {
         false
     }
 
+    /// The fold goes on in this segment: says of the one before up to when its points reach, so that it can be
+    /// recycled as soon as those windows are frozen.
+    fn enter_segment(&mut self, segment_id: u64, notices: &ArrayQueue<LogNotice>) {
+        let (before, newest_ns) = self.newest;
+        if before != segment_id {
+            if before != 0 {
+                // Never full: the backplane looks many times while a segment fills. Lost, it only delays recycling.
+                let _ = notices.push(LogNotice::Folded { segment_id: before, newest_ns });
+            }
+            self.newest = (segment_id, i64::MIN);
+        }
+    }
+
     fn fold_records(&mut self, records: Records<'_>, counters: &Counters) {
         for record in records.filter(|record| record.kind == RecordKind::Batch) {
             // Its block's checksum held, and this process encoded it.
@@ -167,6 +197,10 @@ impl Folding {
                 same_timestamp_all: envelope.same_timestamp_all,
                 batch,
             });
+            // Points further ahead are in no window; those without a timestamp have the stamp.
+            let furthest_ns = envelope.stamp_ns.saturating_add(self.future_bound_ns);
+            let newest_ns = batch.timestamps_ns.iter().fold(envelope.stamp_ns, |newest, &t| newest.max(t));
+            self.newest.1 = self.newest.1.max(newest_ns.min(furthest_ns));
             let books = counters.points(envelope.protocol);
             books.folded.add(counts.folded);
             books.late.add(counts.late);
@@ -238,6 +272,7 @@ impl Folding {
             match parse_block(&reading.buffer[done..got]) {
                 Ok((header, _, _)) => {
                     let payload = BLOCK_HEADER_BYTES..BLOCK_HEADER_BYTES + header.payload_bytes as usize;
+                    self.enter_segment(span.segment_id, turn.notices);
                     self.fold_records(Records::new(&reading.buffer[done..got][payload]), turn.counters);
                     turn.counters.fold_from_disk_blocks.add(1);
                     done += header.block_bytes();

@@ -47,7 +47,7 @@ const SLEEP_NS: u64 = 100_000_000;
 const SEND_TIMEOUT_NS: u64 = 30_000_000_000;
 /// Accepts that failed (no descriptors left) are armed again after this.
 const ACCEPT_PAUSE_NS: u64 = 100_000_000;
-/// The wake operation shares the ring's table of travelling buffers with connections: an index none of them reaches.
+/// The wake operation keeps its buffer in the ring by this index, beside those of `ReceiveInto`, which nobody uses.
 const WAKE_INDEX: u32 = 0;
 /// A commit that waits for a segment for this long: the disk cannot give one, and clients are told to come again.
 /// Making a segment takes less on any disk that works (64 MiB of zeros).
@@ -384,7 +384,7 @@ impl Core {
                     let served = self.path.serve(cx, head, assembler.body(&body, input), replies);
                     let ends = !head.keep_alive() || cx.draining;
                     if let Served::Appended { commit, waits, protocol, points } = served {
-                        self.commits.appended(commit, now.stamp_ns, protocol, points, now.monotonic_ns);
+                        self.commits.appended(commit, now.stamp_ns, protocol, points, waits, now.monotonic_ns);
                         if waits {
                             self.commits.park(commit, *key, now.monotonic_ns);
                         }
@@ -663,8 +663,10 @@ impl Core {
         let Core { path, folding, commits, settings, ports, .. } = self;
         path.limiter.tick(now.monotonic_ns);
         let now_s = now.second();
-        // A series number may be used again only when nothing that is still to be folded or named means the old one.
-        if commits.folded_commit() == path.log.last_commit().0 {
+        // Series idle for this long: nothing that is still to be folded or named may mean them. (Not "everything is
+        // folded": under load that is never so, and nothing would ever be evicted.)
+        let oldest_s = commits.oldest_unfolded_ns().map_or(now_s, |ns| Now { stamp_ns: ns, ..now }.second());
+        if now_s.saturating_sub(oldest_s) < settings.series_idle_after_s {
             let generation = u64::from(path.log.generation());
             path.series.segment_closed(u64::from(path.log.settled_generation()).saturating_sub(1));
             let mut evicted = Vec::new();
@@ -690,7 +692,8 @@ impl Core {
         counters.log_unflushed_bytes.set(path.log.undurable_bytes() as u64);
         counters.log_durable_block.set(path.log.durable_commit().0);
         counters.log_end_block.set(path.log.last_commit().0);
-        counters.log_unavailable.set(u64::from(path.log_takes_nothing()));
+        counters.log_unavailable.set(u64::from(path.is_log_unavailable()));
+        counters.open_points.set(self.folding.fold_ref().open_points());
         if now.monotonic_ns >= self.next_publish_ns {
             self.next_publish_ns = now.monotonic_ns + PUBLISH_EVERY_NS;
             self.publish();
@@ -705,6 +708,7 @@ impl Core {
     // --- log
 
     fn take_segments(&mut self) {
+        self.path.log.set_bounded(self.ports.no_more_segments.load(Ordering::Relaxed));
         while let Some(segment) = self.ports.segments.pop() {
             if let Err(refused) = self.path.log.offer_segment(segment) {
                 tracing::error!(path = %refused.path.display(), "a prepared segment does not fit the log; it is left unused");
@@ -737,7 +741,7 @@ impl Core {
         if op.segment_id != self.opened_segment {
             self.opened_segment = op.segment_id;
             self.ports.counters.log_segment.set(op.segment_id);
-            let notice = LogNotice::Opened { segment_id: op.segment_id, last_stamp_before_ns: now.stamp_ns };
+            let notice = LogNotice::Opened { segment_id: op.segment_id, stamp_ns: now.stamp_ns };
             // The queue is longer than segments can be opened between two looks at it.
             let _ = self.ports.notices.push(notice);
         }
@@ -829,6 +833,7 @@ impl Core {
             ops: &mut self.ops,
             shared: &self.shared,
             counters: &self.ports.counters,
+            notices: &self.ports.notices,
             clock_ns: now.stamp_ns,
             now_ns: now.monotonic_ns,
         };
@@ -867,7 +872,9 @@ impl Core {
         if now_ns > patience_ns && self.connections.live() > 0 {
             for key in self.connections.keys() {
                 let Some(mut connection) = self.connections.take(key) else { continue };
-                if connection.life == Life::Open && !connection.owes_replies() && connection.assembler.is_idle() || overdue {
+                if connection.life == Life::Open && !connection.owes_replies() && connection.assembler.is_idle()
+                    || overdue
+                {
                     connection.life = Life::Closing;
                 }
                 self.settle(connection, now);
@@ -880,6 +887,10 @@ impl Core {
         // A disk that does not come back must not hold the process: what is not durable was not acknowledged.
         if (quiet || overdue) && (self.folding.say_drained() || overdue) {
             self.drained = true;
+            let points = self.commits.lost(&self.ports.counters);
+            if points > 0 {
+                tracing::error!(points, "points acknowledged from memory are lost: their flush did not end in time");
+            }
         }
     }
 }

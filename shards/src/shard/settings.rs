@@ -75,6 +75,10 @@ pub struct Shared {
     pub clock: AtomicI64,
     /// F: windows that end at or before it are frozen
     pub floor_ns: AtomicI64,
+    /// The same once it is durable: only what lies below it may be recycled
+    pub durable_floor_ns: AtomicI64,
+    /// F that a log at its byte bound asks for
+    pub wanted_floor_ns: AtomicI64,
     pub draining: AtomicBool,
     pub connections: AtomicUsize,
     /// Connections by a hash of their address: colliding addresses share a count, which can only refuse early.
@@ -90,6 +94,8 @@ impl Shared {
         Shared {
             clock: AtomicI64::new(clock),
             floor_ns: AtomicI64::new(i64::MIN),
+            durable_floor_ns: AtomicI64::new(i64::MIN),
+            wanted_floor_ns: AtomicI64::new(i64::MIN),
             draining: AtomicBool::new(false),
             connections: AtomicUsize::new(0),
             addresses: (0..ADDRESS_SLOTS).map(|_| AtomicU32::new(0)).collect(),
@@ -122,8 +128,10 @@ impl Shared {
 /// What a shard tells the backplane.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogNotice {
-    /// The shard writes in this segment now; all before it are closed.
-    Opened { segment_id: u64, last_stamp_before_ns: i64 },
+    /// The shard writes in this segment now; all before it are closed. Receive stamp of the moment.
+    Opened { segment_id: u64, stamp_ns: i64 },
+    /// All of this segment is folded; no point in it that windows hold is newer than this.
+    Folded { segment_id: u64, newest_ns: i64 },
 }
 
 /// How a shard is connected to the rest of the process.
@@ -131,6 +139,8 @@ pub struct Ports {
     /// Segments made ready by the backplane
     pub segments: Arc<ArrayQueue<PreparedSegment>>,
     pub notices: Arc<ArrayQueue<LogNotice>>,
+    /// Set while the backplane cannot make another segment
+    pub no_more_segments: Arc<AtomicBool>,
     pub reducer: Arc<Mailbox<ShardMessage>>,
     /// Rung by other threads
     pub wake: Arc<Wake>,

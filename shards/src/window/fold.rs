@@ -107,6 +107,8 @@ pub struct Fold {
     last_seen_s: Vec<u32>,
     /// Bytes that cells hold beyond themselves
     points_bytes: usize,
+    /// Points counted in cells
+    open_points: u64,
     spares: Spares,
 }
 
@@ -126,13 +128,19 @@ impl Fold {
             latest: 0,
             last_seen_s: Vec::new(),
             points_bytes: 0,
+            open_points: 0,
             spares: Spares::default(),
         }
     }
 
-    /// Windows that end at or before the floor are frozen. It never falls.
+    /// Windows that end at or before the floor are frozen. It never falls within an era.
     pub fn raise_floor(&mut self, floor_ns: i64) {
         self.floor_ns = self.floor_ns.max(floor_ns);
+    }
+
+    /// The clock went back and with it the floor: what comes now must not be too late until the old time is reached.
+    pub fn start_era(&mut self, floor_ns: i64) {
+        self.floor_ns = self.floor_ns.min(floor_ns);
     }
 
     /// Folds all points of one record.
@@ -212,6 +220,7 @@ impl Fold {
                 }
             }
         }
+        self.open_points += counts.folded - counts.repeated_in_shard;
         counts
     }
 
@@ -225,7 +234,10 @@ impl Fold {
         let window_start_ns = window.start_ns;
         let message = if window.cells() > 0 {
             let cells = window.take(max.max(1), &mut self.spares);
-            self.points_bytes -= cells.iter().map(|(_, cell)| cell.heap_bytes()).sum::<usize>();
+            for (_, cell) in &cells {
+                self.points_bytes -= cell.heap_bytes();
+                self.open_points -= cell.count();
+            }
             ShardMessage::Partials(Partials { window_start_ns, cells })
         } else {
             let mut cells = Vec::new();
@@ -233,6 +245,7 @@ impl Fold {
                 && let Some(cell) = window.overflow.pop_first()
             {
                 self.points_bytes -= cell.1.heap_bytes();
+                self.open_points -= cell.1.count();
                 cells.push(cell);
             }
             ShardMessage::OverflowPartials(OverflowPartials { window_start_ns, cells })
@@ -269,6 +282,11 @@ impl Fold {
 
     pub fn open_cells(&self) -> usize {
         self.windows.iter().map(|window| window.cells() + window.overflow.len()).sum()
+    }
+
+    /// Points counted in open cells: folded, less those found to be repeats, less those handed out.
+    pub fn open_points(&self) -> u64 {
+        self.open_points
     }
 
     /// Start of the oldest open window.
@@ -507,6 +525,7 @@ mod tests {
             prop_assert_eq!(merger.counted + merger.repeated + repeated, points.len() as u64, "the books balance");
             for fold in &folds {
                 prop_assert_eq!((fold.open_cells(), fold.open_windows(), fold.points_bytes), (0, 0, 0));
+                prop_assert_eq!(fold.open_points(), 0);
             }
         }
 
@@ -560,6 +579,9 @@ mod tests {
         fold.raise_floor(0);
         let counts = fold.fold(&input(&batch(&[(1, stamp_ns + S_NS, 1.0)]), stamp_ns));
         assert_eq!(counts.late_beyond, 1, "the floor does not fall, and freezes open windows too");
+        fold.start_era(stamp_ns);
+        let counts = fold.fold(&input(&batch(&[(1, stamp_ns + S_NS, 1.0)]), stamp_ns));
+        assert_eq!((counts.late_beyond, counts.folded), (0, 1), "but for a new era it does");
     }
 
     #[test]
