@@ -1,5 +1,6 @@
 //! The `metricstream` command.
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -26,10 +27,7 @@ fn main() -> ExitCode {
     };
     let places = SecretPlaces::new(path.as_deref(), std::env::var_os("CREDENTIALS_DIRECTORY").map(Into::into));
     match &cli.command {
-        Command::Config => {
-            print!("{}", config.to_toml());
-            Exit::Ok.into()
-        }
+        Command::Config => done(std::io::stdout().lock().write_all(config.to_toml().as_bytes())),
         Command::Check => {
             let problems = config::check(&config, &places);
             for problem in &problems {
@@ -81,6 +79,8 @@ fn run(config: &Config, places: &SecretPlaces) -> Exit {
 fn done(result: std::io::Result<()>) -> ExitCode {
     match result {
         Ok(()) => Exit::Ok.into(),
+        // `metricstream config | head` is no error.
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Exit::Ok.into(),
         Err(error) => {
             eprintln!("{error}");
             Exit::Failure.into()

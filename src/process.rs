@@ -29,7 +29,7 @@ use metricstream_shards::window::ShardMessage;
 use metricstream_shards::window::protocol::{ClockEvent, FoldClock};
 
 use crate::backplane::{executor, segments};
-use crate::config::{Config, Durability, FlushMode, ResolvedClient, Steering};
+use crate::config::{Config, Durability, FlushMode, ResolvedClient, Steering, WhenFull};
 use crate::data_dir::{self, DataDir, DataDirError};
 use crate::logging::LogLines;
 use crate::reducer::thread::{Reducer, Retention, SharedView, Store, View, wall_ns};
@@ -91,6 +91,10 @@ pub fn run(config: &Config, clients: &[ResolvedClient], lines: &LogLines) -> Res
         Err(error) => return Err(RunError::Listen { address: admin_address, error }),
     };
 
+    for sentence in open_doors(config) {
+        tracing::warn!("{sentence}");
+    }
+
     let mode = match config.log.flush {
         FlushMode::Fdatasync => WriteMode::WriteThenFlush,
         FlushMode::Dsync => WriteMode::Dsync,
@@ -117,6 +121,7 @@ pub fn run(config: &Config, clients: &[ResolvedClient], lines: &LogLines) -> Res
     numbers.extend((0..shard_count as u32).filter(|n| !numbers.contains(n)).collect::<Vec<_>>());
     numbers.sort_unstable();
     for &number in &numbers {
+        segments::remove_half_filled(&data.shard_log(number));
         recovered.push((number, recover_log(&data.shard_log(number), number, data.node_id())?));
     }
     let aggregate_dir = data.aggregate_log();
@@ -146,10 +151,13 @@ pub fn run(config: &Config, clients: &[ResolvedClient], lines: &LogLines) -> Res
     // The floor: from the log, else what the horizon reaches back from now.
     let now_ns = clock.now(origin.elapsed().as_nanos() as i64);
     let mut from_aggregates = from_aggregates;
+    let from_now_ns = now_ns - spans.lateness_ns - spans.horizon_ns;
+    let from_now_ns = from_now_ns - from_now_ns.rem_euclid(3_600_000_000_000.min(longest_window_ns(config)));
     if from_aggregates.floor_ns == i64::MIN {
-        let align_ns = 3_600_000_000_000;
-        let floor_ns = now_ns - spans.lateness_ns - spans.horizon_ns;
-        from_aggregates.floor_ns = floor_ns - floor_ns.rem_euclid(align_ns.min(longest_window_ns(config)));
+        from_aggregates.floor_ns = from_now_ns;
+    } else if matches!(event, ClockEvent::EraStarted { .. }) {
+        // The floor of an era whose clock was ahead would call everything late until that time has come.
+        from_aggregates.floor_ns = from_aggregates.floor_ns.min(from_now_ns);
     }
     let floor_ns = from_aggregates.floor_ns;
     shared.floor_ns.store(floor_ns, Ordering::Relaxed);
@@ -215,6 +223,7 @@ pub fn run(config: &Config, clients: &[ResolvedClient], lines: &LogLines) -> Res
             segment_bytes: config.log.segment_bytes.bytes(),
             bytes_max: config.log.bytes_max.bytes(),
             retention: config.log.retention,
+            drop_oldest: config.log.when_full == WhenFull::DropOldest,
             next_segment_id: log.start.next_segment_id,
             segments: log
                 .segments
@@ -333,15 +342,9 @@ pub fn run(config: &Config, clients: &[ResolvedClient], lines: &LogLines) -> Res
         shared: shared.clone(),
         view: view.clone(),
         stop: stop_reducer.clone(),
+        started: event,
     };
     let reducer = spawn("ms-reducer", move || reducer.run(store))?;
-    if let ClockEvent::EraStarted { era, from_ns, to_ns } = event {
-        tracing::error!(
-            era,
-            back_s = (from_ns - to_ns) / 1_000_000_000,
-            "the logs hold stamps from beyond the horizon ahead of this clock: a new era of windows begins"
-        );
-    }
 
     // The rebuild, beside everything else.
     let fold = translate::fold(config, 1);
@@ -457,6 +460,13 @@ pub fn run(config: &Config, clients: &[ResolvedClient], lines: &LogLines) -> Res
             }
         }
         lines.report_suppressed();
+        if stopping_since.is_none()
+            && (threads.iter().any(JoinHandle::is_finished) || reducer.is_finished() || backplane.is_finished())
+        {
+            // Serving on without a shard, without windows or without segments would look well and be none of it.
+            tracing::error!("a thread of this process has ended; ending the process, so that it is started again");
+            std::process::exit(1);
+        }
         if stopping_since.is_some() && threads.iter().all(JoinHandle::is_finished) {
             break;
         }
@@ -534,6 +544,27 @@ fn recover_log(path: &std::path::Path, log_id: u32, node_id: u128) -> Result<Rec
     Ok(recovered)
 }
 
+/// What a newcomer may not mean: doors open to other hosts that ask nobody who they are.
+fn open_doors(config: &Config) -> Vec<String> {
+    let mut sentences = Vec::new();
+    if !config.auth.required {
+        for address in config.listen.iter().flat_map(|listen| &listen.addresses).filter(|a| !a.ip().is_loopback()) {
+            sentences.push(format!(
+                "{address} can be reached from other hosts and anybody may write: set required = true in [auth] and \
+                 give each sender a token in a [[client]] block, unless the network keeps strangers out"
+            ));
+        }
+    }
+    if !config.admin.listen.ip().is_loopback() {
+        sentences.push(format!(
+            "the admin listener {} can be reached from other hosts and asks for no password: everybody there may read \
+             all windows and counters",
+            config.admin.listen
+        ));
+    }
+    sentences
+}
+
 fn longest_window_ns(config: &Config) -> i64 {
     config.windows.windows.iter().map(|window| window.as_nanos() as i64).max().unwrap_or(60_000_000_000)
 }
@@ -579,6 +610,17 @@ fn rfc3339(ns: i64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn open_doors_are_told_and_closed_ones_are_not() {
+        let config = |text: &str| Config::parse(text, "test.toml").expect("valid");
+        assert_eq!(open_doors(&config("")), Vec::<String>::new());
+        let open = "[[listen]]\naddresses = [\"127.0.0.1:1\", \"[::]:2\"]\n[admin]\nlisten = \"0.0.0.0:3\"\n";
+        let told = open_doors(&config(open));
+        assert!(told.len() == 2 && told[0].starts_with("[::]:2 ") && told[1].contains("0.0.0.0:3 "), "{told:?}");
+        let locked = format!("{open}[auth]\nrequired = true\n[[client]]\nname = \"a\"\ntoken = \"0123456789abcdef\"\n");
+        assert_eq!(open_doors(&config(&locked)).len(), 1, "the admin listener stays open");
+    }
 
     #[test]
     fn a_unix_time_becomes_a_date() {

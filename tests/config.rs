@@ -1,6 +1,7 @@
 //! The configuration as an operator meets it: whole files in, whole problems and whole files out.
 
 use metricstream::config::{self, *};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -120,9 +121,9 @@ fn an_empty_file_is_the_default_configuration() {
 #[test]
 fn the_defaults_serve_this_host_only_with_the_platform_limit() {
     let config = Config::default();
-    assert_eq!(config.listen[0].addresses, vec!["127.0.0.1:8186".parse().expect("address")]);
+    assert_eq!(config.listen[0].addresses, vec!["127.0.0.1:8186".parse::<std::net::SocketAddr>().expect("address")]);
     assert_eq!(config.listen[0].durability, Durability::Disk);
-    assert_eq!(config.admin.listen, "127.0.0.1:9186".parse().expect("address"));
+    assert_eq!(config.admin.listen, "127.0.0.1:9186".parse::<std::net::SocketAddr>().expect("address"));
     assert_eq!(config.node.data_dir, Path::new("./metricstream-data"));
     assert_eq!(config.limiter.requests_per_s, Rate(100.0));
     assert_eq!([0, 1, 2, 8].map(|cores| config.shard_count(cores)), [1, 1, 1, 7]);
@@ -395,7 +396,8 @@ fn the_command_line_wins_and_is_judged_with_the_rest() {
     assert_eq!((config.listen.len(), config.listen[0].addresses.len()), (1, 2));
     assert_eq!(config.listen[0].path_prefix, "/ingest/v1", "the first listener's settings stay");
     assert_eq!((config.node.shards, config.logging.level), (2, Level::Error));
-    let twice = Overrides { admin: Some("127.0.0.1:8186".parse().expect("address")), ..Overrides::default() };
+    let twice =
+        Overrides { admin: Some("127.0.0.1:8186".parse::<SocketAddr>().expect("address")), ..Overrides::default() };
     let problems = Config::default().apply(&twice).expect_err("one address for both");
     assert!(problems.to_string().starts_with("command line: listen[0].addresses: 127.0.0.1:8186"), "{problems}");
 }

@@ -376,11 +376,17 @@ pub fn process(out: &mut Exposition, state: &super::State) {
     }
     let gauge = |n: &std::sync::atomic::AtomicU64| n.load(std::sync::atomic::Ordering::Relaxed);
     type Of = fn(&crate::backplane::segments::Gauges) -> &std::sync::atomic::AtomicU64;
-    let families: [(&'static str, &str, &str, Of); 7] = [
+    let families: [(&'static str, &str, &str, Of); 8] = [
         ("metricstream_log_segments", "gauge", "Segments of a shard's log that hold records.", |g| &g.segments),
         ("metricstream_log_bytes", "gauge", "Bytes of a shard's log files, spare ones included.", |g| &g.bytes),
         ("metricstream_log_segments_prepared_total", "counter", "Segments made ready.", |g| &g.prepared),
         ("metricstream_log_segments_recycled_total", "counter", "Segments that retention let go.", |g| &g.recycled),
+        (
+            "metricstream_log_segments_dropped_total",
+            "counter",
+            "Segments that went although a window might need them (when_full = \"drop_oldest\").",
+            |g| &g.dropped,
+        ),
         ("metricstream_log_prepare_failures_total", "counter", "Segments that could not be made.", |g| {
             &g.prepare_failures
         }),

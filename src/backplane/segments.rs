@@ -20,6 +20,8 @@ pub struct Kept {
     pub segment_bytes: u64,
     pub bytes_max: u64,
     pub retention: Duration,
+    /// At the bound the oldest goes although a window may need it: the operator chose to lose it rather than refuse
+    pub drop_oldest: bool,
     pub next_segment_id: u64,
     /// With blocks, oldest first
     pub segments: VecDeque<Segment>,
@@ -62,6 +64,8 @@ pub struct Gauges {
     pub bytes: AtomicU64,
     pub prepared: AtomicU64,
     pub recycled: AtomicU64,
+    /// Segments that went before their time (`when_full = "drop_oldest"`)
+    pub dropped: AtomicU64,
     pub prepare_failures: AtomicU64,
     /// 1 while the log is at its bound and nothing may be recycled
     pub at_bound: AtomicU64,
@@ -175,7 +179,7 @@ fn release(log: &mut Kept, clock_ns: i64, floor_ns: i64, ready: usize) {
         && oldest.is_done(floor_ns)
         // The last one is being written, or holds the place where recovery begins.
         && (log.segments.len() > 1 || log.shard.is_none())
-        && (oldest.last_stamp_ns < oldest_kept_ns || log.shard.is_none() || over(log, ready))
+        && (oldest.last_stamp_ns < oldest_kept_ns || over(log, ready))
     {
         let oldest = log.segments.pop_front().expect("looked at");
         log.gauges.recycled.fetch_add(1, Ordering::Relaxed);
@@ -194,12 +198,19 @@ fn over(log: &Kept, ready: usize) -> bool {
 }
 
 async fn prepare(log: &mut Kept, ready: usize, stop: &Cell<bool>) -> std::io::Result<Option<PreparedSegment>> {
-    let recycle = log.unused.pop();
+    let mut recycle = log.unused.pop();
     // `release` has taken what may go.
     if recycle.is_none() && over(log, ready) {
-        return Ok(None);
+        if !log.drop_oldest || log.segments.len() < 2 {
+            return Ok(None);
+        }
+        recycle = log.segments.pop_front().map(|segment| segment.path);
+        log.gauges.dropped.fetch_add(1, Ordering::Relaxed);
+        tracing::warn!(
+            cause = "log_dropped", dir = %log.dir.display(), bytes_max = log.bytes_max,
+            "the log is at its bound: its oldest segment goes although windows may still need it"
+        );
     }
-    let mut recycle = recycle;
     let (dir, segment_id, bytes) = (log.dir.clone(), log.next_segment_id, log.segment_bytes);
     let fill = fill_path(&dir, segment_id);
     if recycle.is_none() {
@@ -210,16 +221,180 @@ async fn prepare(log: &mut Kept, ready: usize, stop: &Cell<bool>) -> std::io::Re
         }
         recycle = Some(fill);
     }
+    let file = recycle.clone();
     let segment = executor::unblock(move || {
         prepare_segment(Prepare { dir: &dir, segment_id, bytes, recycle: recycle.as_deref() })
     })
     .await;
     // Whatever became of it, the number is spent.
     log.next_segment_id += 1;
+    if segment.is_err() {
+        // Still there under its old name: it takes space, so it stays known.
+        log.unused.extend(file.filter(|path| path.exists()));
+    }
     segment.map(Some)
 }
 
 /// Where a new segment is filled before it gets its name: no reader takes it for a segment.
 fn fill_path(dir: &Path, segment_id: u64) -> PathBuf {
     dir.join(format!("{}.{FILLING}", segment_file_name(segment_id)))
+}
+
+/// Removes what a fill that was cut short by the end of the process has left in `dir`. Answers how many files.
+pub fn remove_half_filled(dir: &Path) -> usize {
+    let Ok(entries) = std::fs::read_dir(dir) else { return 0 };
+    entries
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| path.to_str().is_some_and(|path| path.ends_with(&format!(".seg.{FILLING}"))))
+        .filter(|path| std::fs::remove_file(path).is_ok())
+        .count()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+    const S: i64 = 1_000_000_000;
+
+    /// Segments of 1 MiB with these last stamps, in seconds, their newest points as old; a shard's log unless `orphan`.
+    fn kept(dir: &Path, last_s: &[i64], unused: usize, orphan: bool) -> Kept {
+        let file = |n: usize| {
+            let path = dir.join(segment_file_name(n as u64 + 1));
+            std::fs::write(&path, vec![0; MIB as usize]).expect("written");
+            path
+        };
+        let segment = |(n, &s): (usize, &i64)| {
+            let ns = s.saturating_mul(S);
+            Segment { id: n as u64 + 1, path: file(n), last_stamp_ns: ns, newest_ns: ns }
+        };
+        let segments = last_s.iter().enumerate().map(segment).collect();
+        let ports = || Ports {
+            no_more: Arc::default(),
+            prepared: Arc::new(ArrayQueue::new(2)),
+            notices: Arc::new(ArrayQueue::new(2)),
+            wake: Arc::new(Wake::new().expect("an eventfd")),
+        };
+        Kept {
+            dir: dir.to_path_buf(),
+            segment_bytes: MIB,
+            bytes_max: 5 * MIB,
+            retention: Duration::from_secs(1000),
+            drop_oldest: false,
+            next_segment_id: 100,
+            segments,
+            unused: (0..unused).map(|n| file(50 + n)).collect(),
+            shard: (!orphan).then(ports),
+            gauges: Arc::default(),
+        }
+    }
+
+    fn ids(log: &Kept) -> Vec<u64> {
+        log.segments.iter().map(|segment| segment.id).collect()
+    }
+
+    #[test]
+    fn segments_go_when_they_are_old_and_no_window_needs_them() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let mut log = kept(dir.path(), &[100, 200, i64::MAX], 0, false);
+        release(&mut log, 1150 * S, 50 * S, 0);
+        assert_eq!(ids(&log), [1, 2, 3], "old enough, but a window may need them");
+        release(&mut log, 1050 * S, 1000 * S, 0);
+        assert_eq!(ids(&log), [1, 2, 3], "not needed, but younger than the retention");
+        release(&mut log, 1150 * S, 1000 * S, 0);
+        assert_eq!((ids(&log), log.unused.len()), (vec![2, 3], 1));
+        release(&mut log, 9999 * S, 9999 * S, 0);
+        assert_eq!(ids(&log), [3], "the one being written stays");
+        assert_eq!(log.unused.len(), 1, "one file is kept for the next segment, the others are deleted");
+    }
+
+    #[test]
+    fn at_the_bound_the_retention_gives_way_and_windows_do_not() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let mut log = kept(dir.path(), &[100, 200, 300, i64::MAX], 0, false);
+        release(&mut log, 400 * S, 150 * S, 0);
+        assert_eq!(ids(&log).len(), 4, "one more fits");
+        release(&mut log, 400 * S, 150 * S, 1);
+        assert_eq!(ids(&log), [2, 3, 4]);
+        log.unused.clear();
+        release(&mut log, 400 * S, 150 * S, 3);
+        assert_eq!(ids(&log), [2, 3, 4], "the second is needed: from here on clients get 503");
+    }
+
+    #[test]
+    fn the_log_of_a_shard_that_is_gone_is_kept_as_long_as_the_others() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let mut log = kept(dir.path(), &[100, 200], 1, true);
+        release(&mut log, 1150 * S, 1000 * S, 0);
+        assert_eq!(ids(&log), [2], "recycled before its retention was over, because its shard was gone");
+        release(&mut log, 1250 * S, 1000 * S, 0);
+        assert!(log.segments.is_empty() && log.unused.is_empty());
+        assert_eq!(std::fs::read_dir(dir.path()).expect("listed").count(), 0);
+    }
+
+    #[test]
+    fn a_segment_may_go_once_its_windows_are_frozen_and_not_before_it_is_folded() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let mut log = kept(dir.path(), &[i64::MAX], 0, false);
+        let mut ready = VecDeque::from([(2, dir.path().join("2")), (3, dir.path().join("3"))]);
+        take_notice(&mut log, &mut ready, LogNotice::Opened { segment_id: 3, stamp_ns: 100 * S });
+        assert_eq!((ids(&log), log.unused.len()), (vec![1, 3], 1), "the shard refused 2");
+        assert_eq!(log.segments[0].last_stamp_ns, 100 * S);
+        release(&mut log, 5000 * S, 4000 * S, 0);
+        assert_eq!(ids(&log), [1, 3], "not folded to its end");
+        take_notice(&mut log, &mut ready, LogNotice::Folded { segment_id: 1, newest_ns: 3999 * S });
+        release(&mut log, 5000 * S, 3999 * S, 0);
+        assert_eq!(ids(&log), [1, 3], "a window above the floor has its points");
+        release(&mut log, 5000 * S, 4000 * S, 0);
+        assert_eq!(ids(&log), [3]);
+    }
+
+    #[test]
+    fn a_recycled_file_whose_preparation_failed_is_not_forgotten() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let mut log = kept(dir.path(), &[100, i64::MAX], 1, false);
+        // The name that the new segment would get is taken.
+        std::fs::write(dir.path().join(segment_file_name(100)), "").expect("written");
+        let mut log = executor::run(None, |_| async move {
+            let error = prepare(&mut log, 0, &Cell::new(false)).await.expect_err("the name is taken");
+            assert_eq!(error.kind(), std::io::ErrorKind::AlreadyExists);
+            log
+        })
+        .expect("the executor starts");
+        assert_eq!((log.unused.len(), log.next_segment_id), (1, 101));
+        log = executor::run(None, |_| async move {
+            let segment = prepare(&mut log, 0, &Cell::new(false)).await.expect("made").expect("not at the bound");
+            assert_eq!(segment.segment_id, 101);
+            log
+        })
+        .expect("the executor starts");
+        assert!(log.unused.is_empty());
+    }
+
+    #[test]
+    fn drop_oldest_makes_room_where_refuse_does_not() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let mut log = kept(dir.path(), &[100, 200, i64::MAX], 0, false);
+        log.bytes_max = 3 * MIB;
+        let log = executor::run(None, |_| async move {
+            let stop = Cell::new(false);
+            assert!(prepare(&mut log, 0, &stop).await.expect("no error").is_none());
+            log.drop_oldest = true;
+            assert!(prepare(&mut log, 0, &stop).await.expect("no error").is_some());
+            log
+        })
+        .expect("the executor starts");
+        assert_eq!((ids(&log), log.gauges.dropped.load(Ordering::Relaxed)), (vec![2, 3], 1));
+    }
+
+    #[test]
+    fn what_a_cut_off_fill_left_is_removed_and_nothing_else() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        std::fs::write(fill_path(dir.path(), 7), "half").expect("written");
+        std::fs::write(dir.path().join(segment_file_name(6)), "whole").expect("written");
+        std::fs::write(dir.path().join("notes.filling"), "a person's").expect("written");
+        assert_eq!(remove_half_filled(dir.path()), 1);
+        assert_eq!(std::fs::read_dir(dir.path()).expect("listed").count(), 2);
+        assert_eq!(remove_half_filled(&dir.path().join("missing")), 0);
+    }
 }

@@ -63,6 +63,8 @@ pub struct Reducer {
     pub view: SharedView,
     /// Set when the shards have ended: take what is left, then end
     pub stop: Arc<AtomicBool>,
+    /// What the clock's start came to
+    pub started: ClockEvent,
 }
 
 /// The aggregate log as recovery found it.
@@ -83,6 +85,7 @@ impl Reducer {
         for path in store.unused {
             log.log.recycle(path);
         }
+        self.follow(self.started, &mut log);
         let (mut next_advance, mut next_clock) = (self.origin, self.origin);
         loop {
             let stopping = self.stop.load(Ordering::Acquire);
@@ -139,7 +142,14 @@ impl Reducer {
 
     fn observe(&mut self, log: &mut Appender) {
         let (monotonic_ns, _) = self.now();
-        match self.clock.observe(monotonic_ns, wall_ns()) {
+        let event = self.clock.observe(monotonic_ns, wall_ns());
+        self.follow(event, log);
+        self.shared.clock.store(self.clock.published(), Ordering::Relaxed);
+    }
+
+    fn follow(&mut self, event: ClockEvent, log: &mut Appender) {
+        let (monotonic_ns, _) = self.now();
+        match event {
             ClockEvent::Steady => {}
             ClockEvent::Held { ahead_ns } => tracing::warn!(
                 cause = "clock",
@@ -158,16 +168,16 @@ impl Reducer {
                 tracing::error!(
                     era,
                     back_s = (from_ns - to_ns) / 1_000_000_000,
-                    "the wall clock went back beyond the horizon: a new era of windows begins"
+                    "the wall clock is behind the last stamps by more than the horizon: a new era of windows begins"
                 );
                 while self.core.start_era(era, from_ns, to_ns, monotonic_ns, log).is_err()
                     && !self.stop.load(Ordering::Acquire)
                 {
                     std::thread::sleep(LOG_PAUSE);
                 }
+                self.shared.floor_ns.store(self.core.floor_ns(), Ordering::Relaxed);
             }
         }
-        self.shared.clock.store(self.clock.published(), Ordering::Relaxed);
     }
 
     fn publish(&self, log: &Appender) {

@@ -92,19 +92,13 @@ impl Callers {
     ) -> Result<&ClientEntry, Unknown> {
         let named;
         let given;
-        let id = if let Some(offered) = self.offered(head) {
+        // Without any tokens configured a credential says nothing: agents send what their own configuration holds.
+        let means_nothing = self.by_token.is_empty() && !self.auth_required;
+        let id = if let Some(offered) = self.offered(head).filter(|_| !means_nothing) {
             let Credential { token, whole } = &offered;
             let name = self.name_of_token(token).or_else(|| whole.and_then(|whole| self.name_of_token(whole)));
-            match name {
-                Some(name) => {
-                    named = name.to_string();
-                    &named
-                }
-                // Without any tokens configured a credential says nothing: agents send what their own
-                // configuration holds.
-                None if self.by_token.is_empty() && !self.auth_required => &*caller.address,
-                None => return Err(Unknown::Wrong),
-            }
+            named = name.ok_or(Unknown::Wrong)?.to_string();
+            &named
         } else if self.auth_required {
             return Err(Unknown::Missing);
         } else if trust_client_id && let Some(text) = head.client_id() {
@@ -141,4 +135,53 @@ impl Callers {
 
 pub fn limiter_hash(client: &ClientEntry) -> ClientHash {
     ClientHash(client.hash)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::{Bounds, Step};
+
+    fn callers(tokens: &[(&str, &str)]) -> Callers {
+        let hasher = RandomState::with_seeds(1, 2, 3, 4);
+        let mut by_token: HashMap<u64, Vec<(Box<[u8]>, String)>> = HashMap::default();
+        for (token, name) in tokens {
+            by_token
+                .entry(hasher.hash_one(token.as_bytes()))
+                .or_default()
+                .push((token.as_bytes().into(), name.to_string()));
+        }
+        Callers {
+            table: ClientTable::new([1, 2, 3, 4], 16),
+            terms: vec![Terms { limits: ClientLimits::default(), same_timestamp_all: None }],
+            by_name: HashMap::default(),
+            by_token,
+            hasher,
+            auth_required: false,
+        }
+    }
+
+    fn resolve(callers: &mut Callers, fields: &str, trust: bool) -> Result<String, Unknown> {
+        let mut assembler = crate::http::Assembler::new(0);
+        let request = format!("GET /ping HTTP/1.1\r\nHost: h\r\n{fields}\r\n");
+        let step = assembler.push(request.as_bytes(), 0, &Bounds::default());
+        assert!(matches!(step, Step::Request { .. }), "{step:?}");
+        let caller = Caller::new("192.0.2.7".parse().expect("an address"));
+        callers.resolve(&caller, assembler.head(), trust, 1).map(|client| client.id().to_string())
+    }
+
+    #[test]
+    fn a_client_is_its_token_else_its_own_word_where_trusted_else_its_address() {
+        let (token, id) = ("Authorization: Token t1\r\n", "X-Client-ID: gateway-7\r\n");
+        let both = format!("{token}{id}");
+        let mut known = callers(&[("t1", "payments")]);
+        assert_eq!(resolve(&mut known, &both, true).as_deref(), Ok("payments"));
+        assert_eq!(resolve(&mut known, id, true).as_deref(), Ok("gateway-7"));
+        assert_eq!(resolve(&mut known, id, false).as_deref(), Ok("192.0.2.7"));
+        assert_eq!(resolve(&mut known, "Authorization: Token t2\r\n", true), Err(Unknown::Wrong));
+        // InfluxDB libraries always send some token: where nobody has one, it hid the id and all were one address.
+        let mut none = callers(&[]);
+        assert_eq!(resolve(&mut none, &both, true).as_deref(), Ok("gateway-7"));
+        assert_eq!(resolve(&mut none, &both, false).as_deref(), Ok("192.0.2.7"));
+    }
 }

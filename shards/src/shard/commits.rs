@@ -15,6 +15,8 @@ struct Commit {
     /// Of its first batch
     stamp_ns: i64,
     points: [u64; PROTOCOLS],
+    /// Of these, already acknowledged (`durability = "memory"`)
+    acknowledged: [u64; PROTOCOLS],
     begun_ns: u64,
 }
 
@@ -34,12 +36,33 @@ pub struct Commits {
 }
 
 impl Commits {
-    /// Points were appended; they will be durable with this commit.
-    pub fn appended(&mut self, number: u64, stamp_ns: i64, protocol: Protocol, points: u64, now_ns: u64) {
+    /// Points were appended; they will be durable with this commit. `waits`: their acknowledgement waits for that.
+    pub fn appended(&mut self, number: u64, stamp_ns: i64, protocol: Protocol, points: u64, waits: bool, now_ns: u64) {
         if self.open.back().is_none_or(|commit| commit.number != number) {
-            self.open.push_back(Commit { number, stamp_ns, points: [0; PROTOCOLS], begun_ns: now_ns });
+            self.open.push_back(Commit {
+                number,
+                stamp_ns,
+                points: [0; PROTOCOLS],
+                acknowledged: [0; PROTOCOLS],
+                begun_ns: now_ns,
+            });
         }
-        self.open.back_mut().expect("pushed above").points[protocol as usize] += points;
+        let commit = self.open.back_mut().expect("pushed above");
+        commit.points[protocol as usize] += points;
+        commit.acknowledged[protocol as usize] += if waits { 0 } else { points };
+    }
+
+    /// The shard ends although not all is durable: counts what was acknowledged from memory and is lost.
+    pub fn lost(&self, counters: &Counters) -> u64 {
+        let mut all = 0;
+        for commit in self.open.iter().filter(|commit| commit.number > self.durable) {
+            for protocol in Protocol::ALL {
+                let points = commit.acknowledged[protocol as usize];
+                counters.points(protocol).lost_after_ack.add(points);
+                all += points;
+            }
+        }
+        all
     }
 
     /// A connection's reply waits for this commit.
@@ -97,5 +120,23 @@ impl Commits {
     /// Since when the oldest commit that is not durable waits.
     pub fn oldest_undurable_since_ns(&self) -> Option<u64> {
         self.open.iter().find(|commit| commit.number > self.durable).map(|commit| commit.begun_ns)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_was_acknowledged_and_is_not_durable_is_lost() {
+        let counters = Counters::new(1);
+        let mut commits = Commits::default();
+        commits.appended(1, 10, Protocol::Json, 1, false, 0);
+        commits.appended(2, 20, Protocol::Json, 2, false, 0);
+        commits.appended(2, 20, Protocol::Influx, 4, true, 0);
+        commits.appended(3, 30, Protocol::Influx, 8, false, 0);
+        assert_eq!(commits.durable(1, &counters), 1);
+        assert_eq!(commits.lost(&counters), 10);
+        assert_eq!(counters.points(Protocol::Influx).lost_after_ack.get(), 8);
     }
 }

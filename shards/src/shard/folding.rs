@@ -48,6 +48,8 @@ pub struct Folding {
     reading: Option<Reading>,
     marked_at_ns: u64,
     mark_ns: i64,
+    /// F as last seen
+    floor_ns: i64,
     lateness_ns: i64,
 }
 
@@ -91,6 +93,7 @@ impl Folding {
             reading: None,
             marked_at_ns: 0,
             mark_ns: i64::MIN,
+            floor_ns,
             lateness_ns: settings.fold.lateness_ns,
         }
     }
@@ -113,7 +116,13 @@ impl Folding {
     /// Fold what is durable, hand out what is ready, say how far this shard is. Answers whether there is more to do
     /// at once.
     pub fn turn<I: Io>(&mut self, turn: &mut Turn<'_, I>) -> bool {
-        self.fold.raise_floor(turn.shared.floor_ns.load(Ordering::Relaxed));
+        let floor_ns = turn.shared.floor_ns.load(Ordering::Relaxed);
+        if floor_ns < self.floor_ns {
+            // F falls only when the clock went back and a new era began.
+            self.fold.start_era(floor_ns);
+        }
+        self.floor_ns = floor_ns;
+        self.fold.raise_floor(floor_ns);
         let mut more = self.fold_blocks(turn);
         let series = &mut *turn.series;
         if series.has_created() {

@@ -47,7 +47,7 @@ const SLEEP_NS: u64 = 100_000_000;
 const SEND_TIMEOUT_NS: u64 = 30_000_000_000;
 /// Accepts that failed (no descriptors left) are armed again after this.
 const ACCEPT_PAUSE_NS: u64 = 100_000_000;
-/// The wake operation shares the ring's table of travelling buffers with connections: an index none of them reaches.
+/// The wake operation keeps its buffer in the ring by this index, beside those of `ReceiveInto`, which nobody uses.
 const WAKE_INDEX: u32 = 0;
 /// Clients whose leases a shard holds at a time; others take theirs a request at a time.
 const LEASES_MAX: usize = 65_536;
@@ -369,7 +369,7 @@ impl Core {
                     let served = self.path.serve(cx, head, assembler.body(&body, input), replies);
                     let ends = !head.keep_alive() || cx.draining;
                     if let Served::Appended { commit, waits, protocol, points } = served {
-                        self.commits.appended(commit, now.stamp_ns, protocol, points, now.monotonic_ns);
+                        self.commits.appended(commit, now.stamp_ns, protocol, points, waits, now.monotonic_ns);
                         if waits {
                             self.commits.park(commit, *key, now.monotonic_ns);
                         }
@@ -638,8 +638,10 @@ impl Core {
         let Core { path, folding, commits, settings, ports, .. } = self;
         path.limiter.tick(now.monotonic_ns);
         let now_s = now.second();
-        // A series number may be used again only when nothing that is still to be folded or named means the old one.
-        if commits.folded_commit() == path.log.last_commit().0 {
+        // Series idle for this long: nothing that is still to be folded or named may mean them. (Not "everything is
+        // folded": under load that is never so, and nothing would ever be evicted.)
+        let oldest_s = commits.oldest_unfolded_ns().map_or(now_s, |ns| Now { stamp_ns: ns, ..now }.second());
+        if now_s.saturating_sub(oldest_s) < settings.series_idle_after_s {
             let generation = u64::from(path.log.generation());
             path.series.segment_closed(u64::from(path.log.settled_generation()).saturating_sub(1));
             let mut evicted = Vec::new();
@@ -871,6 +873,10 @@ impl Core {
         // A disk that does not come back must not hold the process: what is not durable was not acknowledged.
         if (quiet || overdue) && (self.folding.say_drained() || overdue) {
             self.drained = true;
+            let points = self.commits.lost(&self.ports.counters);
+            if points > 0 {
+                tracing::error!(points, "points acknowledged from memory are lost: their flush did not end in time");
+            }
         }
     }
 }

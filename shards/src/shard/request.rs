@@ -366,8 +366,10 @@ impl Path {
             }
         };
         let fault = if cx.draining {
+            cx.counters.shed[Shed::Draining as usize].add(1);
             Fault::unavailable("draining", DRAINING, DRAIN_RETRY_S)
         } else if self.is_log_unavailable() {
+            cx.counters.shed[Shed::Log as usize].add(1);
             Fault::unavailable("log_unavailable", UNAVAILABLE, LOG_RETRY_S)
         } else {
             match self.callers.resolve(cx.caller, head, cx.listener.trust_client_id, cx.now.second()) {

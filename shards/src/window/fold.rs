@@ -133,9 +133,14 @@ impl Fold {
         }
     }
 
-    /// Windows that end at or before the floor are frozen. It never falls.
+    /// Windows that end at or before the floor are frozen. It never falls within an era.
     pub fn raise_floor(&mut self, floor_ns: i64) {
         self.floor_ns = self.floor_ns.max(floor_ns);
+    }
+
+    /// The clock went back and with it the floor: what comes now must not be too late until the old time is reached.
+    pub fn start_era(&mut self, floor_ns: i64) {
+        self.floor_ns = self.floor_ns.min(floor_ns);
     }
 
     /// Folds all points of one record.
@@ -574,6 +579,9 @@ mod tests {
         fold.raise_floor(0);
         let counts = fold.fold(&input(&batch(&[(1, stamp_ns + S_NS, 1.0)]), stamp_ns));
         assert_eq!(counts.late_beyond, 1, "the floor does not fall, and freezes open windows too");
+        fold.start_era(stamp_ns);
+        let counts = fold.fold(&input(&batch(&[(1, stamp_ns + S_NS, 1.0)]), stamp_ns));
+        assert_eq!((counts.late_beyond, counts.folded), (0, 1), "but for a new era it does");
     }
 
     #[test]
