@@ -23,8 +23,8 @@ use metricstream_shards::log::{
 };
 use metricstream_shards::mailbox::{Doorbell, Mailbox};
 use metricstream_shards::ring::{probe, uring};
-use metricstream_shards::shard::{FLUSHES_LEFT_OUT, Shard};
 use metricstream_shards::shard::settings::{Listener, Ports, Settings, Shared, Wake};
+use metricstream_shards::shard::{FLUSHES_LEFT_OUT, Shard};
 use metricstream_shards::window::ShardMessage;
 use metricstream_shards::window::protocol::{ClockEvent, FoldClock};
 
@@ -74,7 +74,7 @@ pub fn run(config: &Config, clients: &[ResolvedClient], lines: &LogLines) -> Res
     let place = placement::place(&cores, config.node.shards as usize, config.node.pin);
     let shard_count = place.shards.len();
     probe::probe(probe::memlock_need_bytes(shard_count, uring::SQ_ENTRIES, uring::CQ_ENTRIES, uring::BUFFER_ENTRIES))?;
-    raise_descriptor_limit(config.http.connections_max);
+    let connections_max = raise_descriptor_limit(config.http.connections_max);
 
     let data = DataDir::open(&config.node.data_dir)?;
     let groups = listen(config, shard_count)?;
@@ -141,12 +141,15 @@ pub fn run(config: &Config, clients: &[ResolvedClient], lines: &LogLines) -> Res
 
     let seeds = random_seeds();
     let shared = Arc::new(Shared::new(seeds, config.limiter.clients_max as usize, clock.published()));
-    let settings = Arc::new(translate::settings(
-        config,
-        clients,
-        shard_count,
-        translate::Process { version: VERSION, seeds, started: rfc3339(wall_ns()) },
-    ));
+    let settings = Arc::new(Settings {
+        connections_max,
+        ..translate::settings(
+            config,
+            clients,
+            shard_count,
+            translate::Process { version: VERSION, seeds, started: rfc3339(wall_ns()) },
+        )
+    });
 
     // The floor: from the log, else what the horizon reaches back from now.
     let now_ns = clock.now(origin.elapsed().as_nanos() as i64);
@@ -569,18 +572,29 @@ fn longest_window_ns(config: &Config) -> i64 {
     config.windows.windows.iter().map(|window| window.as_nanos() as i64).max().unwrap_or(60_000_000_000)
 }
 
-/// The soft limit of descriptors, raised as far as allowed.
-fn raise_descriptor_limit(connections_max: u32) {
-    let wanted = u64::from(connections_max) + 256;
-    match sockets::raise_descriptor_limit(wanted) {
-        Ok(limit) if limit < wanted => tracing::warn!(
+/// The soft limit of descriptors, raised as far as allowed. Answers how many of `connections_max` it allows: some are
+/// kept for the logs and the admin listener, which connections must never take.
+fn raise_descriptor_limit(connections_max: u32) -> usize {
+    let (connections_max, own) = (u64::from(connections_max), 256);
+    let wanted = connections_max + own;
+    let limit = match sockets::raise_descriptor_limit(wanted) {
+        Ok(limit) => limit,
+        Err(error) => {
+            tracing::warn!(%error, "the limit of descriptors cannot be read");
+            wanted
+        }
+    };
+    let connections = connections_max.min(limit.saturating_sub(own).max(limit / 2));
+    if connections < connections_max {
+        tracing::warn!(
             limit,
             wanted,
-            "fewer descriptors than http.connections_max needs: raise LimitNOFILE= (or `ulimit -n`), or lower the setting"
-        ),
-        Ok(_) => {}
-        Err(error) => tracing::warn!(%error, "the limit of descriptors cannot be read"),
+            connections,
+            "fewer descriptors than http.connections_max needs, so fewer connections: raise LimitNOFILE= (or \
+             `ulimit -n`), or lower the setting"
+        );
     }
+    connections as usize
 }
 
 fn random_seeds() -> [u64; 4] {

@@ -131,3 +131,138 @@ fn send(mailbox: &Mailbox<ShardMessage>, mut message: ShardMessage, stop: &Atomi
         std::thread::sleep(Duration::from_micros(200));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use metricstream_shards::log::{BlockingLog, Envelope, LogStart, LogWriter, Names, Position, WriterConfig};
+    use metricstream_shards::mailbox::Doorbell;
+    use metricstream_shards::point::{Kind, Protocol, SeriesId, series_key};
+
+    const S: i64 = 1_000_000_000;
+    const START: i64 = 1_700_000_000 * S;
+
+    struct Keys;
+    impl Names for Keys {
+        fn key(&self, id: u32) -> &[u8] {
+            [&b"c\xffcpu\xffhost\xfea"[..], b"c\xffcpu\xffhost\xfeb"][id as usize]
+        }
+    }
+
+    /// A log of one block for each entry: (stamp in s after `START`, series).
+    fn written(dir: &std::path::Path, blocks: &[(i64, &[u32])]) -> Vec<ReadSpan> {
+        let mut log = BlockingLog::new(
+            dir,
+            LogWriter::new(
+                WriterConfig { segment_bytes: 1 << 20, block_bytes: 64 << 10, ..WriterConfig::new(3, 7, 9) },
+                LogStart::empty(),
+            ),
+        );
+        let envelope = Envelope {
+            client: "c",
+            protocol: Protocol::Json,
+            route: 0,
+            request_id: "",
+            traceparent: "",
+            idempotency_key: &[],
+            same_timestamp_all: false,
+        };
+        for &(at_s, series) in blocks {
+            let mut batch = Batch::default();
+            for &n in series {
+                batch.push(SeriesRef::Known(SeriesId(n)), START + at_s * S, Kind::Float, 1f64.to_bits());
+            }
+            log.append_batch(&envelope, START + at_s * S, &batch, &Keys).expect("taken");
+            log.flush(&Keys).expect("durable");
+        }
+        log.writer().read_plan(Position::default())
+    }
+
+    fn config() -> FoldConfig {
+        FoldConfig { window_ns: 10 * S, ..FoldConfig::default() }
+    }
+
+    /// What a rebuild sends, through a mailbox that is nearly always full.
+    fn run(spans: Vec<ReadSpan>, from_s: i64) -> (Rebuilt, Vec<ShardMessage>) {
+        let mailbox = Mailbox::new(1, Doorbell::new());
+        let log = Log { log_id: 3, spans, mailbox: mailbox.clone() };
+        let stop = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let rebuilding = scope.spawn(|| rebuild(log, config(), START - 600 * S, START + from_s * S, &stop));
+            let mut messages = Vec::new();
+            while !matches!(messages.last(), Some(ShardMessage::Drained)) {
+                match mailbox.receive() {
+                    Some(message) => messages.push(message),
+                    None => std::thread::yield_now(),
+                }
+            }
+            (rebuilding.join().expect("no panic"), messages)
+        })
+    }
+
+    /// (window start in s, series numbers) of the partials; checks that every number was announced before.
+    fn partials(messages: &[ShardMessage]) -> Vec<(i64, Vec<u32>)> {
+        let mut announced = Vec::new();
+        let mut partials = Vec::new();
+        for message in messages {
+            match message {
+                ShardMessage::NewSeries { id, key } => {
+                    assert!(series_key::parse(key).is_some_and(|parsed| parsed.name == "cpu"));
+                    announced.push(*id);
+                }
+                ShardMessage::Partials(of) => {
+                    let series: Vec<u32> = of.cells.iter().map(|(series, _)| *series).collect();
+                    assert!(series.iter().all(|n| announced.contains(n)), "{series:?} of {announced:?}");
+                    partials.push(((of.window_start_ns - START) / S, series));
+                }
+                _ => {}
+            }
+        }
+        partials.sort();
+        partials
+    }
+
+    #[test]
+    fn every_record_comes_back_under_announced_numbers_however_full_the_mailbox_is() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let spans = written(dir.path(), &[(0, &[0, 1]), (1, &[1]), (60, &[1])]);
+        let (rebuilt, messages) = run(spans, -3600);
+        assert_eq!(rebuilt, Rebuilt { blocks: 3, points: 4, damaged_points: 0 });
+        assert_eq!(partials(&messages), [(0, vec![0, 1]), (60, vec![1])]);
+    }
+
+    #[test]
+    fn blocks_that_no_window_can_need_are_not_folded() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let spans = written(dir.path(), &[(0, &[0]), (100, &[0]), (200, &[1])]);
+        let (rebuilt, messages) = run(spans, 100);
+        assert_eq!((rebuilt.blocks, rebuilt.points), (2, 2));
+        assert_eq!(partials(&messages), [(100, vec![0]), (200, vec![1])]);
+    }
+
+    #[test]
+    fn a_damaged_block_costs_its_own_points_and_they_are_counted() {
+        use std::os::unix::fs::FileExt;
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let spans = written(dir.path(), &[(0, &[0, 1]), (1, &[0, 1]), (2, &[0])]);
+        let file = std::fs::OpenOptions::new().write(true).open(&spans[0].path).expect("there");
+        // Blocks of one page each, behind the segment's first page: into the payload of the second.
+        file.write_all_at(b"damage", 2 * 4096 + 200).expect("written");
+        let (rebuilt, messages) = run(spans, -3600);
+        assert_eq!(rebuilt, Rebuilt { blocks: 2, points: 3, damaged_points: 2 });
+        assert_eq!(partials(&messages), [(0, vec![0, 1])]);
+    }
+
+    #[test]
+    fn a_stop_ends_a_rebuild_that_nobody_listens_to() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let spans = written(dir.path(), &[(0, &[0, 1]), (60, &[0])]);
+        let mailbox = Mailbox::new(1, Doorbell::new());
+        let log = Log { log_id: 3, spans, mailbox: mailbox.clone() };
+        rebuild(log, config(), START - 600 * S, START - 600 * S, &AtomicBool::new(true));
+        assert!(
+            !matches!(mailbox.receive(), Some(ShardMessage::Drained)),
+            "what was not folded is not said to be done"
+        );
+    }
+}

@@ -156,3 +156,66 @@ fn offer(payload: &[u8], query: &mut WindowQuery) {
         let _ = decode_aggregates(record.bytes, &mut |view| query.offer(&view));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use metricstream_shards::http::{Assembler, Bounds, Step};
+
+    fn asked(query: &str) -> Result<(Filter, usize), String> {
+        let mut assembler = Assembler::new(0);
+        let request = format!("GET /api/v1/windows{query} HTTP/1.1\r\nHost: h\r\n\r\n");
+        let step = assembler.push(request.as_bytes(), 0, &Bounds::default());
+        assert!(matches!(step, Step::Request { .. }), "{query}: {step:?}");
+        filter(assembler.head())
+    }
+
+    #[test]
+    fn without_parameters_everything_is_wanted_a_page_at_a_time() {
+        for query in ["", "?", "?name=&window=&since=&until=&cursor=&client="] {
+            let (filter, limit) = asked(query).expect(query);
+            assert!(
+                filter.name.is_none() && filter.client.is_none() && filter.tags.is_empty() && filter.cursor.is_none()
+            );
+            assert_eq!((filter.window_s, filter.since_ms, filter.until_ms), (None, None, None));
+            assert_eq!(limit, WindowQuery::LIMIT_DEFAULT);
+        }
+    }
+
+    #[test]
+    fn names_tags_and_times_are_read_decoded() {
+        let query = "?name=api.latency%20p&tag.region=us-east-1&tag.d%C3%A9p%C3%B4t=a%26b+c&client=10.0.0.1&window=1%20min&since=-5&until=1700000000000&limit=7";
+        let (filter, limit) = asked(query).expect("valid");
+        assert_eq!(filter.name.as_deref(), Some("api.latency p"));
+        let tags = [("region", "us-east-1"), ("dépôt", "a&b c")].map(|(k, v)| (k.to_string(), v.to_string()));
+        assert_eq!(filter.tags, tags);
+        assert_eq!(filter.client.as_deref(), Some("10.0.0.1"));
+        assert_eq!((filter.window_s, filter.since_ms, filter.until_ms), (Some(60), Some(-5), Some(1_700_000_000_000)));
+        assert_eq!(limit, 7);
+        assert_eq!(asked("?window=10s").expect("valid").0.window_s, Some(10));
+        assert_eq!(asked("?limit=0").expect("valid").1, 1);
+        assert_eq!(asked("?limit=99999999").expect("valid").1, WindowQuery::LIMIT_MAX);
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_named() {
+        for (query, part) in [
+            ("?since=yesterday", "since is \"yesterday\""),
+            ("?until=1.5", "until is \"1.5\""),
+            ("?limit=many", "limit is \"many\""),
+            ("?window=soon", "window is \"soon\""),
+            ("?cursor=zz", "cursor"),
+        ] {
+            let error = asked(query).err().unwrap_or_else(|| panic!("{query} is taken"));
+            assert!(error.contains(part), "{query}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_percent_that_encodes_nothing_stays() {
+        for (text, decoded) in [("a%20b", "a b"), ("a+b", "a b"), ("100%", "100%"), ("%zz%4", "%zz%4"), ("%é", "%é")]
+        {
+            assert_eq!(percent_decode(text), decoded);
+        }
+    }
+}

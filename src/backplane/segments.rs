@@ -270,9 +270,9 @@ mod tests {
         };
         let segments = last_s.iter().enumerate().map(segment).collect();
         let ports = || Ports {
-            no_more: Arc::default(),
             prepared: Arc::new(ArrayQueue::new(2)),
             notices: Arc::new(ArrayQueue::new(2)),
+            no_more: Arc::default(),
             wake: Arc::new(Wake::new().expect("an eventfd")),
         };
         Kept {

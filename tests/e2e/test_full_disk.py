@@ -76,9 +76,9 @@ def through_the_full_disk(server, filler, tmp_path):
         except OSError:
             return None
         fill(filler)
-        return answer if answer.status_code == 503 else None
+        return [answer] if answer.status_code == 503 else None  # an answer of 503 is false by itself
 
-    answer = eventually(refused, 60, "503 on a full disk", every_s=0.02)
+    [answer] = eventually(refused, 60, "503 on a full disk", every_s=0.02)
     assert 1 <= int(answer.headers["Retry-After"]) <= 30
     for phrase in ("partial write", "unable to parse", "database not found", "retention policy not found"):
         assert phrase not in answer.text

@@ -1,5 +1,5 @@
-#![no_main]
 //! Any bytes, whole and split: no panic, and the same outcome.
+#![no_main]
 
 use libfuzzer_sys::fuzz_target;
 mod split;

@@ -1,5 +1,5 @@
-#![no_main]
 //! Any bytes as gzip and as zstd: no panic, and no output beyond the bounds.
+#![no_main]
 
 use libfuzzer_sys::fuzz_target;
 use metricstream_shards::http::{Bounds, Inflater};

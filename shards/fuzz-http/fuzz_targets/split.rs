@@ -1,4 +1,4 @@
-// Shared by the targets that ask whether splitting changes what comes out.
+//! Shared by the targets that ask whether splitting changes what comes out.
 
 use metricstream_shards::http::{Assembler, Bounds, Step};
 

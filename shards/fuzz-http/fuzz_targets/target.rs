@@ -1,5 +1,5 @@
-#![no_main]
 //! Percent-encoding, forms and the statements of `/query`.
+#![no_main]
 
 use libfuzzer_sys::fuzz_target;
 use metricstream_shards::http::{query_stub, target};

@@ -29,6 +29,8 @@ pub struct Terms {
     pub same_timestamp_all: Option<bool>,
 }
 
+type NamesByToken = HashMap<u64, Vec<(Box<[u8]>, String)>>;
+
 /// The clients a shard has met, and what the operator said of them.
 pub struct Callers {
     table: ClientTable,
@@ -36,7 +38,7 @@ pub struct Callers {
     terms: Vec<Terms>,
     by_name: HashMap<String, ClientProfile>,
     /// Token hash to name; the bytes are compared in constant time.
-    by_token: HashMap<u64, Vec<(Box<[u8]>, String)>>,
+    by_token: NamesByToken,
     hasher: RandomState,
     auth_required: bool,
 }

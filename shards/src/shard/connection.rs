@@ -52,6 +52,8 @@ pub struct Connection {
     /// Its cancel is under way
     pub cancelling: bool,
     pub cancelling_send: bool,
+    /// A half-close is under way: kernel workers do it, and look the descriptor up only then
+    pub shutting_down: bool,
     /// The client has sent all it will
     pub ended: bool,
     /// A receive ended for want of ring buffers; armed again when some are free
@@ -78,7 +80,7 @@ impl Connection {
     }
 
     pub fn is_quiet(&self) -> bool {
-        !self.receiving && self.sending_bytes == 0
+        !self.receiving && self.sending_bytes == 0 && !self.shutting_down
     }
 }
 

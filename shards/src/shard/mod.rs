@@ -49,6 +49,9 @@ const SEND_TIMEOUT_NS: u64 = 30_000_000_000;
 const ACCEPT_PAUSE_NS: u64 = 100_000_000;
 /// The wake operation keeps its buffer in the ring by this index, beside those of `ReceiveInto`, which nobody uses.
 const WAKE_INDEX: u32 = 0;
+/// A commit that waits for a segment for this long: the disk cannot give one, and clients are told to come again.
+/// Making a segment takes less on any disk that works (64 MiB of zeros).
+const SEGMENT_PATIENCE_NS: u64 = 1_000_000_000;
 /// Clients whose leases a shard holds at a time; others take theirs a request at a time.
 const LEASES_MAX: usize = 65_536;
 /// Series looked at for idleness each tick.
@@ -86,6 +89,8 @@ struct Core {
     due: Vec<Key>,
 
     log_op: Option<LogOpUnderWay>,
+    /// Since when a commit waits for a segment
+    log_waits_since_ns: Option<u64>,
     commit_begun_ns: u64,
     opened_segment: u64,
     next_tick_ns: u64,
@@ -136,6 +141,7 @@ impl<I: Io> Shard<I> {
                 limiter: limiter::Local::new(shared.limiter.clone(), LEASES_MAX),
                 series,
                 log,
+                log_stalled: false,
                 inflater: Inflater::new()?,
                 lines: LineDecoder::default(),
                 json: JsonDecoder::new(),
@@ -153,6 +159,7 @@ impl<I: Io> Shard<I> {
             starved: Vec::new(),
             due: Vec::new(),
             log_op: None,
+            log_waits_since_ns: None,
             commit_begun_ns: 0,
             opened_segment: 0,
             next_tick_ns: 0,
@@ -206,7 +213,8 @@ impl<I: Io> Shard<I> {
 
 impl Core {
     fn deadline_ns(&self, now_ns: u64) -> u64 {
-        if self.fold_hurry {
+        // Timeouts render replies after the turn's sends.
+        if self.fold_hurry || !self.dirty.is_empty() {
             return 0;
         }
         let wheel_ns = if self.connections.live() > 0 { self.wheel.next_ns() } else { u64::MAX };
@@ -236,7 +244,13 @@ impl Core {
                     self.ops.push((token, Op::Wake { eventfd: self.ports.wake.fd(), bytes }));
                 }
             }
-            TokenKind::Close | TokenKind::Cancel | TokenKind::Shutdown | TokenKind::ReceiveInto => {}
+            TokenKind::Shutdown => {
+                if let Some(mut connection) = self.connections.take(key) {
+                    connection.shutting_down = false;
+                    self.settle(connection, now);
+                }
+            }
+            TokenKind::Close | TokenKind::Cancel | TokenKind::ReceiveInto => {}
         }
     }
 
@@ -285,6 +299,7 @@ impl Core {
             receiving: true,
             cancelling: false,
             cancelling_send: false,
+            shutting_down: false,
             ended: false,
             starved: false,
             sending_bytes: 0,
@@ -332,7 +347,12 @@ impl Core {
     /// Bytes of a client become requests, requests are served. Stops while too many answers are unread: the rest
     /// waits in `pending`, and the receive is cancelled.
     fn feed(&mut self, connection: &mut Connection, mut input: &[u8], now: Now) {
-        if matches!(connection.life, Life::Closing | Life::Ending) {
+        if connection.life == Life::Ending {
+            // More than the client may send: it must still be able to read what it was answered.
+            connection.assembler.refuse(now.monotonic_ns);
+            connection.life = Life::Refusing;
+        }
+        if connection.life == Life::Closing {
             return;
         }
         if !connection.pending.is_empty() || connection.unread_bytes() > self.settings.unread_reply_bytes_max {
@@ -376,7 +396,12 @@ impl Core {
                     }
                     input = &input[consumed..];
                     if ends {
+                        // Closed with bytes unread, a socket resets, and the client may lose its answer.
                         connection.life = Life::Ending;
+                        if !input.is_empty() {
+                            connection.assembler.refuse(now.monotonic_ns);
+                            connection.life = Life::Refusing;
+                        }
                         return;
                     }
                     if connection.unread_bytes() > settings.unread_reply_bytes_max {
@@ -390,7 +415,10 @@ impl Core {
                     return;
                 }
                 Step::Close => {
-                    connection.life = Life::Closing;
+                    // The answer first: while it is owed, what comes is thrown away without a bound but its time.
+                    if connection.life != Life::Refusing {
+                        connection.life = Life::Closing;
+                    }
                     return;
                 }
             }
@@ -447,6 +475,7 @@ impl Core {
             } else {
                 // Half-close, so that the client reads the answer and not a reset, and throw away what it still sends.
                 self.ops.push((key.token(TokenKind::Shutdown), Op::Shutdown { socket: c.socket }));
+                c.shutting_down = true;
                 c.assembler.refuse(now.monotonic_ns);
                 c.life = Life::Draining;
             }
@@ -570,11 +599,12 @@ impl Core {
     fn expire(&mut self, key: Key, now: Now) {
         let Some(mut connection) = self.connections.take(key) else { return };
         let c = &mut *connection;
-        c.timer_ns = u64::MAX;
-        if c.life == Life::Closing {
+        // Another entry stands for it by now; renewed, this one would go round beside that one for ever.
+        if c.timer_ns > now.monotonic_ns || c.life == Life::Closing {
             self.connections.put(connection);
             return;
         }
+        c.timer_ns = u64::MAX;
         if c.sending_bytes > 0 {
             if now.monotonic_ns >= c.sending_since_ns + SEND_TIMEOUT_NS {
                 self.ports.counters.connections_timed_out.add(1);
@@ -697,7 +727,13 @@ impl Core {
             return;
         }
         let Path { log, series, .. } = &mut self.path;
-        let Some(op) = log.next_op(&SeriesNames(series)) else { return };
+        let next = log.next_op(&SeriesNames(series));
+        // The disk is not asked when there is no segment to write to, so its deadline cannot tell.
+        let waits = next.is_none() && log.state() == LogState::WaitingForSegment && !log.is_idle();
+        self.log_waits_since_ns = waits.then(|| self.log_waits_since_ns.unwrap_or(now.monotonic_ns));
+        self.path.log_stalled =
+            self.log_waits_since_ns.is_some_and(|since_ns| now.monotonic_ns >= since_ns + SEGMENT_PATIENCE_NS);
+        let Some(op) = next else { return };
         let (kind, what, bytes) = match op.kind {
             #[cfg(feature = "fault-without-flush")]
             OpKind::Flush => {
@@ -871,7 +907,8 @@ impl Core {
         }
         let quiet = quiet || self.log_sealed && self.path.log.state() == LogState::Failed;
         // A disk that does not come back must not hold the process: what is not durable was not acknowledged.
-        if (quiet || overdue) && (self.folding.say_drained() || overdue) {
+        let said = (quiet || overdue) && self.folding.say_drained();
+        if said || overdue {
             self.drained = true;
             let points = self.commits.lost(&self.ports.counters);
             if points > 0 {

@@ -22,6 +22,8 @@ pub struct Path {
     pub limiter: limiter::Local,
     pub series: SeriesTable,
     pub log: LogWriter,
+    /// The log has waited for a segment for longer than making one takes: the disk is full or hangs
+    pub log_stalled: bool,
     pub inflater: Inflater,
     pub lines: LineDecoder,
     pub json: JsonDecoder,
@@ -253,9 +255,9 @@ impl Path {
         Ok(client)
     }
 
-    /// The log takes nothing now: its disk failed, or it is at its bound.
+    /// The log takes nothing now: its disk failed or hangs, or it is at its bound.
     pub fn is_log_unavailable(&self) -> bool {
-        matches!(self.log.state(), LogState::Failed | LogState::Probing) || self.log.is_at_bound()
+        matches!(self.log.state(), LogState::Failed | LogState::Probing) || self.log.is_at_bound() || self.log_stalled
     }
 
     fn over_quota(

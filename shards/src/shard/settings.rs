@@ -148,11 +148,11 @@ pub struct Ports {
 }
 
 /// An eventfd that ends a shard's wait.
-pub struct Wake(OwnedFd);
+pub struct Wake(std::fs::File);
 
 impl Wake {
     pub fn new() -> std::io::Result<Wake> {
-        crate::ring::uring::eventfd().map(Wake)
+        Ok(Wake(crate::ring::uring::eventfd()?.into()))
     }
     pub fn fd(&self) -> RawFd {
         use std::os::fd::AsRawFd;
@@ -160,8 +160,6 @@ impl Wake {
     }
     pub fn ring(&self) {
         use std::io::Write;
-        if let Ok(fd) = self.0.try_clone() {
-            let _ = std::fs::File::from(fd).write_all(&1u64.to_ne_bytes());
-        }
+        let _ = (&self.0).write_all(&1u64.to_ne_bytes());
     }
 }
