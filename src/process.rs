@@ -121,7 +121,6 @@ pub fn run(config: &Config, clients: &[ResolvedClient], lines: &LogLines) -> Res
     numbers.extend((0..shard_count as u32).filter(|n| !numbers.contains(n)).collect::<Vec<_>>());
     numbers.sort_unstable();
     for &number in &numbers {
-        segments::remove_half_filled(&data.shard_log(number));
         recovered.push((number, recover_log(&data.shard_log(number), number, data.node_id())?));
     }
     let aggregate_dir = data.aggregate_log();
