@@ -345,6 +345,7 @@ pub fn run(config: &Config, clients: &[ResolvedClient], lines: &LogLines) -> Res
         view: view.clone(),
         stop: stop_reducer.clone(),
         started: event,
+        rendered: None,
     };
     let reducer = spawn("ms-reducer", move || reducer.run(store))?;
 
