@@ -108,10 +108,7 @@ pub fn run(config: &Config, clients: &[ResolvedClient], lines: &LogLines) -> Res
             .iter()
             .map(|&number| {
                 let dir = data.shard_log(number);
-                scope.spawn(move || {
-                    segments::remove_half_filled(&dir);
-                    recover_log(&dir, number, data_node_id).map(|log| (number, log))
-                })
+                scope.spawn(move || recover_log(&dir, number, data_node_id).map(|log| (number, log)))
             })
             .collect();
         let aggregate = recover_log(&aggregate_dir, AGGREGATE_LOG_ID, data_node_id)?;
@@ -332,7 +329,8 @@ pub fn run(config: &Config, clients: &[ResolvedClient], lines: &LogLines) -> Res
             }
             recovered.floor_ns = floor_ns;
             let core = ReducerCore::new(settings, recovered, origin.elapsed().as_nanos() as i64);
-            Reducer { core, clock, origin, sources, bell, shared, view, stop, started: event }.run(store);
+            Reducer { core, clock, origin, sources, bell, shared, view, stop, started: event, rendered: None }
+                .run(store);
         })?
     };
 
