@@ -205,10 +205,15 @@ def metrics():
         rejected = dict(REJECTED)
     lines = []
     for name, value in (("received", n + sum(rejected.values())), ("accepted", n), ("durable", n), ("folded", n),
-                        ("late_beyond", 0), ("too_far_ahead", 0), ("not_aggregated", 0), ("counted", distinct),
-                        ("repeated", n - distinct)):
+                        ("late_beyond", 0), ("too_far_ahead", 0), ("not_aggregated", 0),
+                        ("repeated_in_shard", 0)):
         full = f"metricstream_points_{name}_total"
         lines += [f"# HELP {full} Points {name}.", f"# TYPE {full} counter", f'{full}{{shard="0"}} {value}']
+    for name, value in (("counted", distinct), ("repeated", n - distinct), ("late_beyond", 0)):
+        full = f"metricstream_reducer_points_{name}_total"
+        lines += [f"# HELP {full} Points {name}.", f"# TYPE {full} counter", f"{full} {value}"]
+    for full in ("metricstream_window_open_points", "metricstream_reducer_points_held"):
+        lines += [f"# HELP {full} Points not counted yet.", f"# TYPE {full} gauge", f"{full} 0"]
     full = "metricstream_points_rejected_total"
     lines += [f"# HELP {full} Points rejected.", f"# TYPE {full} counter", f'{full}{{shard="0",reason="none"}} 0']
     lines += [f'{full}{{shard="0",reason="{r}"}} {v}' for r, v in rejected.items()]
