@@ -120,12 +120,25 @@ pub fn run(config: &Config, clients: &[ResolvedClient], lines: &LogLines) -> Res
     let mut numbers = data.shards().map_err(|error| RunError::Io { what: "the logs cannot be listed", error })?;
     numbers.extend((0..shard_count as u32).filter(|n| !numbers.contains(n)).collect::<Vec<_>>());
     numbers.sort_unstable();
-    for &number in &numbers {
-        segments::remove_half_filled(&data.shard_log(number));
-        recovered.push((number, recover_log(&data.shard_log(number), number, data.node_id())?));
-    }
     let aggregate_dir = data.aggregate_log();
-    let aggregate = recover_log(&aggregate_dir, AGGREGATE_LOG_ID, data.node_id())?;
+    // Side by side: each waits for the disk most of its time.
+    let aggregate = std::thread::scope(|scope| {
+        let (data, aggregate_dir) = (&data, &aggregate_dir);
+        let logs: Vec<_> = numbers
+            .iter()
+            .map(|&number| {
+                scope.spawn(move || {
+                    segments::remove_half_filled(&data.shard_log(number));
+                    recover_log(&data.shard_log(number), number, data.node_id()).map(|log| (number, log))
+                })
+            })
+            .collect();
+        let aggregate = recover_log(aggregate_dir, AGGREGATE_LOG_ID, data.node_id());
+        for log in logs {
+            recovered.push(log.join().expect("recovery does not panic")?);
+        }
+        aggregate
+    })?;
     let last_stamp_ns =
         recovered.iter().map(|(_, log)| log).chain([&aggregate]).filter_map(|log| log.last_stamp_ns).max();
     let (from_aggregates, unreadable) = segment_log::recover(&aggregate.start.history);
