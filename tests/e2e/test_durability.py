@@ -187,11 +187,14 @@ def test_the_flush_check_catches_a_server_that_does_not_wait(real_server_only, m
     assert answers >= 100 and len(early) > 50, (len(early), answers)
 
 
-def test_the_flush_check_catches_a_build_without_the_flush(real_server_only, make_server):
+@pytest.mark.parametrize("flush", ["fdatasync", "dsync"])
+def test_the_flush_check_catches_a_build_without_the_flush(real_server_only, make_server, tmp_path, flush):
     """A build with the flush taken out, when one is at hand."""
+    if flush == "dsync" and (why_not := dsync_shows(tmp_path)):
+        pytest.skip(why_not)
     program = os.environ.get("METRICSTREAM_BIN_WITHOUT_FLUSH")
     if not program:
         pytest.skip("METRICSTREAM_BIN_WITHOUT_FLUSH names no such build")
-    server = make_server(program=program, node={"shards": 1}, log={"flush": "fdatasync"}).start()
-    early, answers = traced(server, dsync=False)
+    server = make_server(program=program, node={"shards": 1}, log={"flush": flush}).start()
+    early, answers = traced(server, dsync=flush == "dsync")
     assert answers >= 100 and len(early) == answers, (len(early), answers)
