@@ -209,7 +209,7 @@ impl Run<'_> {
             let segment = self.disk.prepare(id, self.writer.config().segment_bytes, self.random);
             self.writer.offer_segment(segment).expect("a fitting segment");
         }
-        if self.seals && self.appended.len() % 3 == 0 {
+        if self.seals && self.appended.len().is_multiple_of(3) {
             self.writer.append_seal(*next as i64);
         }
         if let Some(op) = self.writer.next_op(self.keys) {
