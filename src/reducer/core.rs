@@ -135,6 +135,8 @@ pub struct ReducerCore {
     last_mark_ns: i64,
     newest: BTreeMap<NewestKey, WindowRecord>,
     newest_pending: Vec<(NewestKey, WindowRecord)>,
+    /// Goes up when `newest` changes
+    newest_version: u64,
     closed: Closed,
     books: Books,
 }
@@ -231,6 +233,7 @@ impl ReducerCore {
             last_mark_ns: recovered.m_ns,
             newest: BTreeMap::new(),
             newest_pending: Vec::new(),
+            newest_version: 0,
             closed: Closed { era: recovered.era, m_ns: recovered.m_ns, floor_ns: recovered.floor_ns },
             books: Books::default(),
         };
@@ -390,6 +393,11 @@ impl ReducerCore {
     pub fn newest_of_rules(&self) -> impl Iterator<Item = (&WindowRecord, bool)> {
         let rules = self.series.rules();
         self.newest.iter().map(|((rule, ..), record)| (record, rules[*rule as usize].windows_s.len() > 1))
+    }
+
+    /// Another number: [`ReducerCore::newest_of_rules`] may say something else.
+    pub fn newest_version(&self) -> u64 {
+        self.newest_version
     }
 
     fn try_advance(
@@ -692,6 +700,7 @@ impl ReducerCore {
     fn commit(&mut self, m_ns: i64) {
         let floor_ns = self.floor.commit();
         self.closed = Closed { era: self.era, m_ns, floor_ns };
+        self.newest_version += u64::from(!self.newest_pending.is_empty());
         for (key, record) in self.newest_pending.drain(..) {
             let newer = |old: &WindowRecord| (old.era, old.start_ms) <= (record.era, record.start_ms);
             if self.newest.get(&key).is_none_or(newer) {
@@ -717,6 +726,7 @@ impl ReducerCore {
             }
         }
         if self.windows.0.len() + self.instances.len() < frozen_before {
+            self.newest_version += 1;
             self.newest.retain(|_, record| record.end_ms().saturating_mul(NS_PER_MS) > floor_ns);
             self.series.sweep();
         }

@@ -65,6 +65,8 @@ pub struct Reducer {
     pub stop: Arc<AtomicBool>,
     /// What the clock's start came to
     pub started: ClockEvent,
+    /// `/aggregates` as last rendered, and of which version; begins as `None`
+    pub rendered: Option<(u64, Arc<str>)>,
 }
 
 /// The aggregate log as recovery found it.
@@ -180,8 +182,13 @@ impl Reducer {
         }
     }
 
-    fn publish(&self, log: &Appender) {
-        let newest = aggregates_exposition(self.core.newest_of_rules());
+    fn publish(&mut self, log: &Appender) {
+        // Rendered when it has changed: ten thousand outputs of rules are megabytes of text.
+        if self.rendered.as_ref().is_none_or(|(version, _)| *version != self.core.newest_version()) {
+            let text = aggregates_exposition(self.core.newest_of_rules());
+            self.rendered = Some((self.core.newest_version(), text.into()));
+        }
+        let newest = self.rendered.as_ref().map_or_else(|| "".into(), |(_, text)| text.clone());
         let spans = log.log.writer().read_plan(Position::default());
         // The segment being written has no last stamp yet.
         let closed = log.segments.len().saturating_sub(1);
@@ -205,7 +212,7 @@ impl Reducer {
                     (span, last)
                 })
                 .collect(),
-            newest: newest.into(),
+            newest,
         };
         *self.view.lock().expect("nobody panics with the view in hand") = view;
     }

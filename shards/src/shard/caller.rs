@@ -146,13 +146,12 @@ mod tests {
 
     fn callers(tokens: &[(&str, &str)]) -> Callers {
         let hasher = RandomState::with_seeds(1, 2, 3, 4);
-        let mut by_token: HashMap<u64, Vec<(Box<[u8]>, String)>> = HashMap::default();
-        for (token, name) in tokens {
-            by_token
-                .entry(hasher.hash_one(token.as_bytes()))
-                .or_default()
-                .push((token.as_bytes().into(), name.to_string()));
-        }
+        let by_token = tokens
+            .iter()
+            .map(|&(token, name)| {
+                (hasher.hash_one(token.as_bytes()), vec![(token.as_bytes().into(), name.to_string())])
+            })
+            .collect();
         Callers {
             table: ClientTable::new([1, 2, 3, 4], 16),
             terms: vec![Terms { limits: ClientLimits::default(), same_timestamp_all: None }],
