@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use metricstream_shards::log::{AlignedBuf, WriteMode};
 
 /// A start is not held up for longer than this.
-const BUDGET: Duration = Duration::from_millis(150);
+const BUDGET: Duration = Duration::from_millis(60);
 const ROUNDS: usize = 16;
 const WRITE_BYTES: usize = 16 << 10;
 

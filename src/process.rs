@@ -32,6 +32,7 @@ use crate::backplane::{executor, segments};
 use crate::config::{Config, Durability, FlushMode, ResolvedClient, Steering, WhenFull};
 use crate::data_dir::{self, DataDir, DataDirError};
 use crate::logging::LogLines;
+use crate::reducer::core::Closed;
 use crate::reducer::thread::{Reducer, Retention, SharedView, Store, View, wall_ns};
 use crate::reducer::{Books, ReducerCore, Source, segment_log};
 use crate::sockets;
@@ -77,6 +78,7 @@ pub fn run(config: &Config, clients: &[ResolvedClient], lines: &LogLines) -> Res
     let connections_max = raise_descriptor_limit(config.http.connections_max);
 
     let data = DataDir::open(&config.node.data_dir)?;
+    let data_node_id = data.node_id();
     let groups = listen(config, shard_count)?;
     let admin_address = config.admin.listen;
     let addresses: Vec<String> = groups
@@ -95,48 +97,31 @@ pub fn run(config: &Config, clients: &[ResolvedClient], lines: &LogLines) -> Res
         tracing::warn!("{sentence}");
     }
 
-    let mode = match config.log.flush {
-        FlushMode::Fdatasync => WriteMode::WriteThenFlush,
-        FlushMode::Dsync => WriteMode::Dsync,
-        FlushMode::Auto => match flush_probe::probe(&config.node.data_dir) {
-            Ok(probed) => {
-                tracing::info!(
-                    fdatasync_us = probed.fdatasync.as_micros() as u64,
-                    dsync_us = probed.dsync.as_micros() as u64,
-                    taken = flush_probe::mode_name(probed.mode),
-                    "tried how this disk flushes"
-                );
-                probed.mode
-            }
-            Err(error) => {
-                tracing::info!(%error, "this disk's flushes cannot be timed; taking fdatasync");
-                WriteMode::WriteThenFlush
-            }
-        },
-    };
-
-    // Recovery: the tails of all logs, also of shards that no longer exist.
-    let mut recovered = Vec::new();
+    // Recovery: the tails of all logs, also of shards that no longer exist, side by side; clients wait for this.
     let mut numbers = data.shards().map_err(|error| RunError::Io { what: "the logs cannot be listed", error })?;
     numbers.extend((0..shard_count as u32).filter(|n| !numbers.contains(n)).collect::<Vec<_>>());
     numbers.sort_unstable();
-    for &number in &numbers {
-        recovered.push((number, recover_log(&data.shard_log(number), number, data.node_id())?));
-    }
     let aggregate_dir = data.aggregate_log();
-    let aggregate = recover_log(&aggregate_dir, AGGREGATE_LOG_ID, data.node_id())?;
+    let (mode, recovered, aggregate, place_in_time) = std::thread::scope(|scope| {
+        let mode = scope.spawn(|| flush_mode(config));
+        let logs: Vec<_> = numbers
+            .iter()
+            .map(|&number| {
+                let dir = data.shard_log(number);
+                scope.spawn(move || recover_log(&dir, number, data_node_id).map(|log| (number, log)))
+            })
+            .collect();
+        let aggregate = recover_log(&aggregate_dir, AGGREGATE_LOG_ID, data_node_id)?;
+        let place_in_time = segment_log::recover_place(&aggregate.start.history);
+        let joined = logs.into_iter().map(|log| log.join().expect("recovery does not panic"));
+        let recovered = joined.collect::<Result<Vec<_>, RunError>>()?;
+        Ok::<_, RunError>((mode.join().expect("the probe does not panic"), recovered, aggregate, place_in_time))
+    })?;
     let last_stamp_ns =
         recovered.iter().map(|(_, log)| log).chain([&aggregate]).filter_map(|log| log.last_stamp_ns).max();
-    let (from_aggregates, unreadable) = segment_log::recover(&aggregate.start.history);
-    if unreadable != segment_log::Unreadable::default() {
-        tracing::error!(
-            ?unreadable,
-            "parts of the aggregate log cannot be read; their windows are made again from the logs"
-        );
-    }
     let spans = translate::spans(config);
     let (clock, event) =
-        FoldClock::start(origin.elapsed().as_nanos() as i64, wall_ns(), last_stamp_ns, from_aggregates.era, spans);
+        FoldClock::start(origin.elapsed().as_nanos() as i64, wall_ns(), last_stamp_ns, place_in_time.era, spans);
 
     let seeds = random_seeds();
     let shared = Arc::new(Shared::new(seeds, config.limiter.clients_max as usize, clock.published()));
@@ -152,16 +137,14 @@ pub fn run(config: &Config, clients: &[ResolvedClient], lines: &LogLines) -> Res
 
     // The floor: from the log, else what the horizon reaches back from now.
     let now_ns = clock.now(origin.elapsed().as_nanos() as i64);
-    let mut from_aggregates = from_aggregates;
     let from_now_ns = now_ns - spans.lateness_ns - spans.horizon_ns;
     let from_now_ns = from_now_ns - from_now_ns.rem_euclid(3_600_000_000_000.min(longest_window_ns(config)));
-    if from_aggregates.floor_ns == i64::MIN {
-        from_aggregates.floor_ns = from_now_ns;
-    } else if matches!(event, ClockEvent::EraStarted { .. }) {
+    let floor_ns = match place_in_time.floor_ns {
+        i64::MIN => from_now_ns,
         // The floor of an era whose clock was ahead would call everything late until that time has come.
-        from_aggregates.floor_ns = from_aggregates.floor_ns.min(from_now_ns);
-    }
-    let floor_ns = from_aggregates.floor_ns;
+        logged if matches!(event, ClockEvent::EraStarted { .. }) => logged.min(from_now_ns),
+        logged => logged,
+    };
     shared.floor_ns.store(floor_ns, Ordering::Relaxed);
     shared.durable_floor_ns.store(floor_ns, Ordering::Relaxed);
     let refold_from_ns = floor_ns.saturating_sub(settings.fold.future_bound_ns);
@@ -191,11 +174,8 @@ pub fn run(config: &Config, clients: &[ResolvedClient], lines: &LogLines) -> Res
         rebuilds.push(rebuild::Log { log_id: *number, spans, mailbox });
     }
     let epoch = aggregate.start.epoch;
-    let core = ReducerCore::new(
-        translate::reducer(config, shard_count, rebuilds.len(), epoch),
-        from_aggregates,
-        origin.elapsed().as_nanos() as i64,
-    );
+    let history = aggregate.start.history.clone();
+    let rebuild_count = rebuilds.len();
 
     let mut shards = Vec::new();
     let mut keepers = Vec::new();
@@ -288,11 +268,11 @@ pub fn run(config: &Config, clients: &[ResolvedClient], lines: &LogLines) -> Res
     // The reducer.
     let view: SharedView = Arc::new(Mutex::new(View {
         books: Books::default(),
-        closed: core.closed(),
+        closed: Closed { era: place_in_time.era, m_ns: place_in_time.m_ns, floor_ns },
         series: 0,
         windows: 0,
         bytes: 0,
-        rebuilding: core.rebuilding(),
+        rebuilding: rebuild_count > 0,
         log_end_block: 0,
         log_segments: 0,
         log_bytes: 0,
@@ -335,19 +315,24 @@ pub fn run(config: &Config, clients: &[ResolvedClient], lines: &LogLines) -> Res
             ),
         ),
     };
-    let reducer = Reducer {
-        core,
-        clock,
-        origin,
-        sources,
-        bell,
-        shared: shared.clone(),
-        view: view.clone(),
-        stop: stop_reducer.clone(),
-        started: event,
-        rendered: None,
+    let reducer = {
+        let settings = translate::reducer(config, shard_count, rebuild_count, epoch);
+        let (shared, view, stop) = (shared.clone(), view.clone(), stop_reducer.clone());
+        spawn("ms-reducer", move || {
+            // Read here, not before: the results of the last minutes can be many, and no client waits for them.
+            let (mut recovered, unreadable) = segment_log::recover(&history);
+            if unreadable != segment_log::Unreadable::default() {
+                tracing::error!(
+                    ?unreadable,
+                    "parts of the aggregate log cannot be read; their windows are made again from the logs"
+                );
+            }
+            recovered.floor_ns = floor_ns;
+            let core = ReducerCore::new(settings, recovered, origin.elapsed().as_nanos() as i64);
+            Reducer { core, clock, origin, sources, bell, shared, view, stop, started: event, rendered: None }
+                .run(store);
+        })?
     };
-    let reducer = spawn("ms-reducer", move || reducer.run(store))?;
 
     // The rebuild, beside everything else.
     let fold = translate::fold(config, 1);
@@ -523,6 +508,29 @@ fn listen(config: &Config, shards: usize) -> Result<Vec<Group>, RunError> {
         }
     }
     Ok(groups)
+}
+
+/// How commits reach stable storage: as configured, or what is faster here.
+fn flush_mode(config: &Config) -> WriteMode {
+    match config.log.flush {
+        FlushMode::Fdatasync => WriteMode::WriteThenFlush,
+        FlushMode::Dsync => WriteMode::Dsync,
+        FlushMode::Auto => match flush_probe::probe(&config.node.data_dir) {
+            Ok(probed) => {
+                tracing::info!(
+                    fdatasync_us = probed.fdatasync.as_micros() as u64,
+                    dsync_us = probed.dsync.as_micros() as u64,
+                    taken = flush_probe::mode_name(probed.mode),
+                    "tried how this disk flushes"
+                );
+                probed.mode
+            }
+            Err(error) => {
+                tracing::info!(%error, "this disk's flushes cannot be timed; taking fdatasync");
+                WriteMode::WriteThenFlush
+            }
+        },
+    }
 }
 
 fn recover_log(path: &std::path::Path, log_id: u32, node_id: u128) -> Result<Recovered, RunError> {

@@ -60,6 +60,24 @@ pub struct Unreadable {
     pub malformed_records: u64,
 }
 
+/// M, F and the era alone, from the newest segment that tells: what has to be known before anything is served. The
+/// results, which take longer, follow with [`recover`].
+pub fn recover_place(spans: &[ReadSpan]) -> Recovered {
+    for span in spans.iter().rev() {
+        let (mut recovery, mut told) = (Recovery::default(), false);
+        read(vec![span.clone()], &mut |kind, bytes| {
+            if kind != Kind::Aggregates {
+                told |= recovery.feed(kind, bytes).is_ok() && kind == Kind::Mark;
+            }
+            true
+        });
+        if told {
+            return recovery.finish();
+        }
+    }
+    Recovered::default()
+}
+
 /// Reads what a restart needs and no more: back to the first segment that begins with M at or below the last F, because
 /// every result of a window above F was logged behind that mark.
 pub fn recover(spans: &[ReadSpan]) -> (Recovered, Unreadable) {

