@@ -214,7 +214,9 @@ async fn prepare(log: &mut Kept, ready: usize, stop: &Cell<bool>) -> std::io::Re
     let (dir, segment_id, bytes) = (log.dir.clone(), log.next_segment_id, log.segment_bytes);
     let fill = fill_path(&dir, segment_id);
     if recycle.is_none() {
-        std::fs::create_dir_all(&dir)?;
+        // Elsewhere: where the disk hangs these calls hang with it, and this thread answers operators.
+        let made = dir.clone();
+        executor::unblock(move || std::fs::create_dir_all(made)).await?;
         if let Err(error) = executor::zero_fill(&fill, bytes, stop).await {
             let _ = std::fs::remove_file(&fill);
             return Err(error);

@@ -123,6 +123,46 @@ def test_a_sparse_loop_file_whose_host_fills_gives_503_loses_nothing_and_resumes
         subprocess.run(["umount", "-l", str(host)])
 
 
+def test_a_disk_that_hangs_gives_503_loses_nothing_and_resumes(
+        real_server_only, small_filesystem, make_server, tmp_path):
+    if not shutil.which("fsfreeze"):
+        pytest.skip("needs fsfreeze")
+    mount = small_filesystem(96, tmp_path)
+    server = make_server(node={"shards": 1}, data_dir=mount / "data", log=LOG | {"io_deadline": "1 s"}).start()
+    frozen = False
+    try:
+        load = Load(server.ingest_port, tmp_path / "ledger", workers=4)
+        eventually(lambda: len(load.acked) > 500, 10, "a load")
+        run("fsfreeze", "--freeze", str(mount))
+        frozen = True
+
+        def refused():
+            try:
+                answer = server.post("/write", b"hung value=1", timeout=2)
+            except OSError:
+                return None
+            return [answer] if answer.status_code == 503 else None
+
+        [answer] = eventually(refused, 15, "503 while the disk hangs")
+        assert 1 <= int(answer.headers["Retry-After"]) <= 30
+        assert server.get("/metrics").text  # operators still see it
+        time.sleep(4)
+        acked = len(load.acked)
+        time.sleep(1)
+        assert len(load.acked) == acked, "acknowledged while the disk hangs"
+        run("fsfreeze", "--unfreeze", str(mount))
+        frozen = False
+        eventually(lambda: server.post("/write", b"again value=1").status_code == 204, 15, "it resumes by itself")
+        eventually(lambda: len(load.acked) > acked + 200, 35, "the load goes on")
+        load.stop()
+        server.kill()
+        load.check_log(server.log_dump())
+    finally:
+        if frozen:
+            run("fsfreeze", "--unfreeze", str(mount))
+        server.close()
+
+
 def test_too_little_locked_memory_is_said_in_one_sentence_or_suffices(real_server_only, make_server):
     if os.geteuid() != 0 or not shutil.which("capsh"):
         pytest.skip("needs root and capsh")

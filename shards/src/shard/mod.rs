@@ -250,7 +250,24 @@ impl Core {
                     self.settle(connection, now);
                 }
             }
+            TokenKind::Cancel if result < 0 => self.cancel_missed(key, now),
             TokenKind::Close | TokenKind::Cancel | TokenKind::ReceiveInto => {}
+        }
+    }
+
+    /// The kernel did not find what was to end. Either it has ended, or it was just being queued anew (a multishot
+    /// operation after many rounds in a row) and goes on: then it is asked again.
+    fn cancel_missed(&mut self, key: Key, now: Now) {
+        if let Some(mut connection) = self.connections.take(key) {
+            connection.cancelling = false;
+            connection.cancelling_send = false;
+            self.settle(connection, now);
+        } else if key.generation == 0
+            && self.draining_since_ns.is_some()
+            && self.accepting.get(key.index as usize) == Some(&Accepting::Armed)
+        {
+            let target = Token::new(TokenKind::Accept, 0, key.index);
+            self.ops.push((Token::new(TokenKind::Cancel, 0, key.index), Op::Cancel { target }));
         }
     }
 
