@@ -35,6 +35,8 @@ const CELLS_A_MESSAGE: usize = 512;
 /// the process ends, and the next start begins again.
 pub fn rebuild(log: Log, config: FoldConfig, floor_ns: i64, from_ns: i64, stop: &AtomicBool) -> Rebuilt {
     let mut rebuilt = Rebuilt::default();
+    // Numbers are not given twice here: with many short-lived series there are more than were ever live at once.
+    let config = FoldConfig { series_max: INLINE_BIT, ..config };
     let mut fold = Fold::new(config, floor_ns);
     let mut decoder = BatchDecoder::default();
     let mut batch = Batch::default();
@@ -87,7 +89,9 @@ pub fn rebuild(log: Log, config: FoldConfig, floor_ns: i64, from_ns: i64, stop: 
                     None => {
                         let number = numbers.len() as u32;
                         numbers.insert(key.into(), number);
-                        send(&log.mailbox, ShardMessage::NewSeries { id: number, key: key.into() }, stop);
+                        if !send(&log.mailbox, ShardMessage::NewSeries { id: number, key: key.into() }, stop) {
+                            return rebuilt;
+                        }
                         SeriesRef::from_bits(number).to_bits()
                     }
                 };
@@ -108,11 +112,15 @@ pub fn rebuild(log: Log, config: FoldConfig, floor_ns: i64, from_ns: i64, stop: 
             mark_ns = mark_ns.max(envelope.stamp_ns - config.lateness_ns);
         }
         while let Some(message) = fold.take_ready(mark_ns, CELLS_A_MESSAGE) {
-            send(&log.mailbox, message, stop);
+            if !send(&log.mailbox, message, stop) {
+                return rebuilt;
+            }
         }
     }
     while let Some(message) = fold.take_ready(i64::MAX, CELLS_A_MESSAGE) {
-        send(&log.mailbox, message, stop);
+        if !send(&log.mailbox, message, stop) {
+            return rebuilt;
+        }
     }
     send(&log.mailbox, ShardMessage::Drained, stop);
     if unreadable > 0 {
@@ -121,15 +129,17 @@ pub fn rebuild(log: Log, config: FoldConfig, floor_ns: i64, from_ns: i64, stop: 
     rebuilt
 }
 
-/// Waits for room; the reducer empties its mailboxes all the time.
-fn send(mailbox: &Mailbox<ShardMessage>, mut message: ShardMessage, stop: &AtomicBool) {
+/// Waits for room; the reducer empties its mailboxes all the time. False when it was told to stop: then nothing more may
+/// be sent, `Drained` least of all, which would let windows be closed without what was left out.
+fn send(mailbox: &Mailbox<ShardMessage>, mut message: ShardMessage, stop: &AtomicBool) -> bool {
     while let Err(back) = mailbox.send(message) {
         if stop.load(Ordering::Relaxed) {
-            return;
+            return false;
         }
         message = back;
         std::thread::sleep(Duration::from_micros(200));
     }
+    true
 }
 
 #[cfg(test)]

@@ -2,6 +2,8 @@
 
 import os
 import random
+import signal
+import subprocess
 import time
 
 import pytest
@@ -136,7 +138,10 @@ def test_other_numbers_of_shards_and_kills_during_a_start_change_no_window(real_
         for _ in range(n and 3):
             server.spawn()
             time.sleep(rng.uniform(0, 0.25))
-            server.kill() if rng.random() < 0.7 else server.terminate()
+            if rng.random() < 0.7:
+                server.kill()
+            else:
+                assert server.terminate() in (0, -signal.SIGTERM), server.log_tail()  # or before it handles signals
         server.start()
         for _ in range(30):
             now = time.time_ns()
@@ -164,6 +169,44 @@ def test_other_numbers_of_shards_and_kills_during_a_start_change_no_window(real_
     balanced(server, f"seed {seed}, at the end")
 
 
+SHIFTED_CLOCK = """
+#define _GNU_SOURCE
+#include <stdlib.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+int clock_gettime(clockid_t clock, struct timespec *now) {
+    static long shift_s = -1;
+    int result = syscall(SYS_clock_gettime, clock, now);
+    if (shift_s == -1) shift_s = atol(getenv("CLOCK_SHIFT_S"));
+    if (clock == CLOCK_REALTIME) now->tv_sec += shift_s;
+    return result;
+}
+"""
+
+
+def test_windows_close_again_after_a_run_whose_clock_was_an_hour_ahead(real_server_only, make_server, tmp_path):
+    (tmp_path / "clock.c").write_text(SHIFTED_CLOCK)
+    subprocess.run(["cc", "-O1", "-shared", "-fPIC", "-o", tmp_path / "clock.so", tmp_path / "clock.c"], check=True)
+    shifted = {"LD_PRELOAD": str(tmp_path / "clock.so"), "CLOCK_SHIFT_S": "3600"}
+    server = make_server(environment=shifted).start()
+    ahead = time.time_ns() + 3600 * 10**9
+    server.write_lines(f"era,run=1 value=1 {ahead}")
+    first = server.wait_windows(lambda rows: rows, 25, name="era", window="10s")
+    assert first[0]["start_ms"] == ahead // 10**10 * 10**4
+    assert server.terminate() == 0
+    server.environment["CLOCK_SHIFT_S"] = "0"
+    server.start()
+    now = time.time_ns()
+    server.write_lines(f"era,run=2 value=2 {now}")
+    rows = server.wait_windows(lambda rows: len(rows) == 2, 25, name="era", window="10s")
+    assert {(r["tags"]["run"], r["start_ms"], r["sum"]) for r in rows} == {
+        ("1", ahead // 10**10 * 10**4, 1.0), ("2", now // 10**10 * 10**4, 2.0)}
+    # M went back with the clock: else all that comes within the hour would be closed as it comes.
+    assert server.metrics().sum("metricstream_reducer_mark_seconds") <= time.time()
+    balanced(server, "in the new era")
+
+
 def traced(server, dsync):
     with IoTrace(server.process.pid, server.data_dir) as trace:
         for i in range(100):
@@ -187,11 +230,16 @@ def test_the_flush_check_catches_a_server_that_does_not_wait(real_server_only, m
     assert answers >= 100 and len(early) > 50, (len(early), answers)
 
 
-def test_the_flush_check_catches_a_build_without_the_flush(real_server_only, make_server):
+@pytest.mark.parametrize("flush", ["fdatasync", "dsync"])
+def test_the_flush_check_catches_a_build_without_the_flush(real_server_only, make_server, tmp_path, flush):
     """A build with the flush taken out, when one is at hand."""
+    if flush == "dsync" and (why_not := dsync_shows(tmp_path)):
+        pytest.skip(why_not)
     program = os.environ.get("METRICSTREAM_BIN_WITHOUT_FLUSH")
     if not program:
         pytest.skip("METRICSTREAM_BIN_WITHOUT_FLUSH names no such build")
-    server = make_server(program=program, node={"shards": 1}, log={"flush": "fdatasync"}).start()
-    early, answers = traced(server, dsync=False)
-    assert answers >= 100 and len(early) == answers, (len(early), answers)
+    server = make_server(program=program, node={"shards": 1}, log={"flush": flush}).start()
+    early, answers = traced(server, dsync=flush == "dsync")
+    # With RWF_DSYNC the flush of a segment that is being prepared can pass for one of a write: it hides an answer or two.
+    least = answers if flush == "fdatasync" else 0.9 * answers
+    assert answers >= 100 and len(early) >= least, (len(early), answers)

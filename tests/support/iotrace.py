@@ -47,7 +47,7 @@ class IoTrace:
     EVENTS = ("io_uring/io_uring_submit_req", "io_uring/io_uring_complete", "ext4/ext4_sync_file_enter")
 
     def __init__(self, pid, directory=None):
-        self.directory = directory
+        self.pid, self.directory = pid, directory
         self.instance = TRACEFS / "instances" / f"metricstream-{pid}"
 
     def __enter__(self):
@@ -67,18 +67,22 @@ class IoTrace:
         time.sleep(0.1)
         (self.instance / "tracing_on").write_text("0")
         self.text = (self.instance / "trace").read_text()
+        self.threads = {p.name for p in Path(f"/proc/{self.pid}/task").iterdir()}
         self.instance.rmdir()
         self.inodes = {p.stat().st_ino for p in Path(self.directory).rglob("*")} if self.directory else set()
 
     def events(self):
-        """(time_s, "submit" | "complete" | "sync", opcode, result). Of all rings on the machine, only those that sent
-        something count: the shards of the one server that has a client now."""
+        """(time_s, "submit" | "complete" | "sync", opcode, result). Of all rings on the machine, only those of the process
+        that sent something count: its shards."""
         sending, rows, opcode_of = set(), [], {}
-        for line in self.text.splitlines():
+        lines = self.text.splitlines()
+        # Thread ids in the trace are those of the machine: in a container they tell nothing, and all rings count.
+        ours = {_ring(line) for line in lines if _SUBMIT.search(line) and _thread(line) in self.threads}
+        for line in lines:
             if match := _SUBMIT.search(line):
                 opcode_of[match[2]] = match[4].upper()
                 rows.append((_ring(line), float(match[1]), "submit", match[4].upper(), None))
-                if match[4].upper().startswith("SEND"):
+                if match[4].upper().startswith("SEND") and (not ours or _ring(line) in ours):
                     sending.add(_ring(line))
             elif match := _COMPLETE.search(line):
                 rows.append((_ring(line), float(match[1]), "complete", opcode_of.get(match[2], "?"), int(match[4])))
@@ -109,3 +113,7 @@ class IoTrace:
 
 def _ring(line):
     return re.search(r"ring (\S+?),", line)[1]
+
+
+def _thread(line):
+    return re.match(r" *.*-(\d+) +(?:\(.{7}\) +)?\[\d+\]", line)[1]

@@ -69,6 +69,8 @@ pub struct SegmentReader {
     next_point: Option<u64>,
     log_id: Option<u32>,
     salt: Option<u64>,
+    /// From here on to the end of the file no block of this segment begins: a look at all that follows has shown it
+    bare_from: Option<u64>,
 }
 
 enum Step {
@@ -82,6 +84,8 @@ impl SegmentReader {
     /// [`TO_THE_TAIL`]. The file's name, not its header, says which segment it is.
     pub fn open(path: &Path, segment_id: u64, from: u64, to: u64) -> io::Result<SegmentReader> {
         let mut pages = Pages::open(path)?;
+        // Only this page: a start looks at the headers of the whole backlog.
+        pages.read(0, PAGE_BYTES);
         let header = match pages.view(0, PAGE_BYTES) {
             Some(page) => SegmentHeader::parse(page),
             None => Err(HeaderError::Damaged),
@@ -99,6 +103,7 @@ impl SegmentReader {
             next_point: known.filter(|_| whole).map(|header| header.first_point),
             log_id: known.map(|header| header.log_id),
             salt: known.map(|header| header.salt),
+            bare_from: None,
         })
     }
 
@@ -245,8 +250,10 @@ impl SegmentReader {
     fn look_later(&mut self, after: u64, limit: u64, bad_block: Option<u64>) -> (Later, u64) {
         let mut first = None;
         let mut at = after;
+        let mut bare_from = after;
         let flushed_from = bad_block.or(self.last_block.map(|last| last.wrapping_add(1)));
         while at < limit {
+            let begins = self.begins_at(at) > 0;
             if let (Here::Sound, Some(header)) = self.look(at) {
                 let resume = *first.get_or_insert(at);
                 if flushed_from.is_none_or(|seq| header.durable_upto >= seq) {
@@ -256,13 +263,19 @@ impl SegmentReader {
             } else {
                 at += PAGE_BYTES as u64;
             }
+            if begins {
+                bare_from = at;
+            }
+        }
+        if limit == self.pages.bytes {
+            self.bare_from = Some(bare_from);
         }
         first.map_or((Later::None, limit), |at| (Later::Unflushed, at))
     }
 
-    /// Whether any block of this segment is sound.
-    pub(crate) fn has_sound_block(&mut self) -> bool {
-        let (at, limit) = (self.at, self.pages.bytes);
+    /// Whether any block of this segment is sound, or any that begins within the first `bytes`.
+    pub(crate) fn has_sound_block(&mut self, bytes: u64) -> bool {
+        let (at, limit) = (self.at, self.pages.bytes.min(bytes));
         matches!(self.look(at).0, Here::Sound) || self.look_later(at, limit, None).0 != Later::None
     }
 
@@ -270,19 +283,24 @@ impl SegmentReader {
     pub(crate) fn strays(&mut self, from: u64) -> Vec<(u64, u64)> {
         let mut found = Vec::new();
         let mut at = from;
-        while at < self.pages.bytes {
-            let bytes = match self.pages.view(at, PAGE_BYTES).map(BlockHeader::parse) {
-                Some(Ok((header, _))) if header.segment_id == self.segment_id => header.block_bytes() as u64,
-                // Unreadable, or torn inside its header.
-                None | Some(Err(BlockError::Header)) => PAGE_BYTES as u64,
-                _ => 0,
-            };
+        while at < self.bare_from.unwrap_or(self.pages.bytes) {
+            let bytes = self.begins_at(at);
             if bytes > 0 {
                 found.push((at, bytes.min(self.pages.bytes - at)));
             }
             at += bytes.max(PAGE_BYTES as u64);
         }
         found
+    }
+
+    /// How long the block is that seems to begin here; 0: none of this segment's.
+    fn begins_at(&mut self, at: u64) -> u64 {
+        match self.pages.view(at, PAGE_BYTES).map(BlockHeader::parse) {
+            Some(Ok((header, _))) if header.segment_id == self.segment_id => header.block_bytes() as u64,
+            // Unreadable, or torn inside its header.
+            None | Some(Err(BlockError::Header)) => PAGE_BYTES as u64,
+            _ => 0,
+        }
     }
 }
 

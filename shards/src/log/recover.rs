@@ -128,6 +128,8 @@ pub fn recover(dir: &Path, log_id: u32, node_id: u128) -> io::Result<Recovered> 
     Ok(out)
 }
 
+/// Several blocks, even where each was closed as late as can be.
+const FIRST_BLOCKS_BYTES: u64 = 4 << 20;
 const BLOCKS_STEP: u64 = 1 << 16;
 
 /// One `.seg` file that holds blocks of this log.
@@ -192,8 +194,9 @@ pub(crate) fn list(dir: &Path, log_id: u32, node_id: u128) -> io::Result<Listing
         let file_bytes = reader.file_bytes();
         let sound_blocks = match first_page {
             FirstPage::Sound | FirstPage::OtherLog | FirstPage::Newer => false,
-            // The first block decides, except behind a damaged header: then all of the file is looked through.
-            FirstPage::Blank | FirstPage::OtherSegment | FirstPage::Damaged => reader.has_sound_block(),
+            // The first blocks decide: a start must not read every spare segment to its end.
+            FirstPage::Blank | FirstPage::OtherSegment => reader.has_sound_block(FIRST_BLOCKS_BYTES),
+            FirstPage::Damaged => reader.has_sound_block(u64::MAX),
         };
         let case = decide_segment(first_page, sound_blocks);
         let note = match case {
