@@ -108,7 +108,10 @@ pub fn run(config: &Config, clients: &[ResolvedClient], lines: &LogLines) -> Res
             .iter()
             .map(|&number| {
                 let dir = data.shard_log(number);
-                scope.spawn(move || recover_log(&dir, number, data_node_id).map(|log| (number, log)))
+                scope.spawn(move || {
+                    segments::remove_half_filled(&dir);
+                    recover_log(&dir, number, data_node_id).map(|log| (number, log))
+                })
             })
             .collect();
         let aggregate = recover_log(&aggregate_dir, AGGREGATE_LOG_ID, data_node_id)?;

@@ -242,6 +242,16 @@ fn fill_path(dir: &Path, segment_id: u64) -> PathBuf {
     dir.join(format!("{}.{FILLING}", segment_file_name(segment_id)))
 }
 
+/// Removes what a fill that was cut short by the end of the process has left in `dir`. Answers how many files.
+pub fn remove_half_filled(dir: &Path) -> usize {
+    let Ok(entries) = std::fs::read_dir(dir) else { return 0 };
+    entries
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| path.to_str().is_some_and(|path| path.ends_with(&format!(".seg.{FILLING}"))))
+        .filter(|path| std::fs::remove_file(path).is_ok())
+        .count()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -377,5 +387,16 @@ mod tests {
         })
         .expect("the executor starts");
         assert_eq!((ids(&log), log.gauges.dropped.load(Ordering::Relaxed)), (vec![2, 3], 1));
+    }
+
+    #[test]
+    fn what_a_cut_off_fill_left_is_removed_and_nothing_else() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        std::fs::write(fill_path(dir.path(), 7), "half").expect("written");
+        std::fs::write(dir.path().join(segment_file_name(6)), "whole").expect("written");
+        std::fs::write(dir.path().join("notes.filling"), "a person's").expect("written");
+        assert_eq!(remove_half_filled(dir.path()), 1);
+        assert_eq!(std::fs::read_dir(dir.path()).expect("listed").count(), 2);
+        assert_eq!(remove_half_filled(&dir.path().join("missing")), 0);
     }
 }
