@@ -57,10 +57,12 @@ def eventually(check, timeout_s, what, every_s=0.1):
     """Returns the first truthy answer of `check`; fails with `what` and the last answer after `timeout_s`."""
     deadline = time.monotonic() + timeout_s
     while True:
+        # A check may take long: one that began before the deadline does not say how things are at the deadline.
+        last = time.monotonic() > deadline
         answer = check()
         if answer:
             return answer
-        if time.monotonic() > deadline:
+        if last:
             raise AssertionError(f"not within {timeout_s} s: {what() if callable(what) else what}")
         time.sleep(every_s)
 
