@@ -99,6 +99,7 @@ struct Core {
     draining_since_ns: Option<u64>,
     fold_hurry: bool,
     log_sealed: bool,
+    accepts_stopped: bool,
     drained: bool,
 }
 
@@ -168,6 +169,7 @@ impl<I: Io> Shard<I> {
             draining_since_ns: None,
             fold_hurry: false,
             log_sealed: false,
+            accepts_stopped: false,
             drained: false,
             settings,
             shared,
@@ -884,21 +886,25 @@ impl Core {
         let Some(since_ns) = self.draining_since_ns else {
             if self.shared.draining.load(Ordering::Relaxed) {
                 self.draining_since_ns = Some(now_ns);
-                for (n, accepting) in self.accepting.iter_mut().enumerate() {
-                    match *accepting {
-                        Accepting::Armed => {
-                            let target = Token::new(TokenKind::Accept, 0, n as u32);
-                            self.ops.push((Token::new(TokenKind::Cancel, 0, n as u32), Op::Cancel { target }));
-                        }
-                        _ => *accepting = Accepting::Stopped,
-                    }
-                }
             }
             return;
         };
         let overdue = now_ns > since_ns + self.settings.drain_within_ns;
         // Clients have a moment to hear "503, come again" on the connection they have.
         let patience_ns = since_ns + 200_000_000;
+        // New connections are taken until then, and told the same: what is left in the backlog at the end is reset.
+        if now_ns > patience_ns && !self.accepts_stopped {
+            self.accepts_stopped = true;
+            for (n, accepting) in self.accepting.iter_mut().enumerate() {
+                match *accepting {
+                    Accepting::Armed => {
+                        let target = Token::new(TokenKind::Accept, 0, n as u32);
+                        self.ops.push((Token::new(TokenKind::Cancel, 0, n as u32), Op::Cancel { target }));
+                    }
+                    _ => *accepting = Accepting::Stopped,
+                }
+            }
+        }
         if now_ns > patience_ns && self.connections.live() > 0 {
             for key in self.connections.keys() {
                 let Some(mut connection) = self.connections.take(key) else { continue };
