@@ -756,7 +756,7 @@ impl Core {
         let (kind, what, bytes) = match op.kind {
             #[cfg(feature = "fault-without-flush")]
             OpKind::Flush => {
-                let event = log.complete(op.id, 0);
+                let event = self.path.log.complete(op.id, 0);
                 self.log_event(event, now);
                 return self.log_turn(now);
             }
