@@ -183,7 +183,7 @@ section! {
         decompression_ratio_max: u32 = 200, in 2, 10_000;
         /// Slowest pace of a body once body_grace is over; then 408. Lower it for senders on very thin lines.
         body_rate_min: ByteRate = ByteRate::bytes(1024), in ByteRate::bytes(1), ByteRate::bytes(1 << 30);
-        /// How long a body may be slower than body_rate_min.
+        /// How long a body may be slower than body_rate_min, and how long it may stand still.
         body_grace: Duration = s(10), in ms(100), s(300);
         /// Open connections, over all listeners and shards; more are closed when they are accepted. Needs as many file
         /// descriptors (LimitNOFILE).

@@ -128,6 +128,18 @@ def test_5000_idle_and_1000_slow_connections_do_not_stop_others_and_are_closed_o
     server.write_lines("after value=1")
 
 
+def test_a_body_that_came_fast_and_then_stands_still_is_ended(real_server_only, make_server):
+    server = make_server(node={"shards": 1}, http={"body_grace": "2 s"}).start()
+    sock = connect(server.ingest_port, 10)
+    begun = time.monotonic()
+    sock.sendall(request("POST", "/write", b"#" * 1_500_000)[:-10])
+    answer = sock.recv(4096)
+    assert answer.startswith(b"HTTP/1.1 408 "), answer
+    assert 1.9 <= time.monotonic() - begun < 8
+    sock.close()
+    eventually(lambda: server.metrics().sum("metricstream_connections_open") == 0, 10, "closed")
+
+
 def test_connections_beyond_the_bound_are_turned_away_and_come_back(real_server_only, make_server):
     server = make_server(http={"connections_per_address_max": 50}).start()
     held = [connect(server.ingest_port) for _ in range(50)]

@@ -44,6 +44,8 @@ pub struct Assembler {
     head_read: bool,
     /// Since when the state lasts: what its deadline counts from
     since_ns: u64,
+    /// When a byte of the body under way last came
+    progress_ns: u64,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -107,6 +109,7 @@ impl Assembler {
             body: Vec::new(),
             filled: 0,
             since_ns: now_ns,
+            progress_ns: now_ns,
             head_read: false,
         }
     }
@@ -143,8 +146,14 @@ impl Assembler {
     fn advance(&mut self, input: &[u8], now_ns: u64, bounds: &Bounds) -> Result<Step, Refusal> {
         match self.state {
             State::Idle | State::Head => self.take_head(input, now_ns, bounds),
-            State::Fixed { length } => Ok(self.take_fixed(0, input, length, now_ns)),
-            State::Chunked(chunked) => self.take_chunked(0, input, chunked, now_ns, bounds),
+            State::Fixed { length } => {
+                self.progress_ns = now_ns;
+                Ok(self.take_fixed(0, input, length, now_ns))
+            }
+            State::Chunked(chunked) => {
+                self.progress_ns = now_ns;
+                self.take_chunked(0, input, chunked, now_ns, bounds)
+            }
             State::Closed => Ok(Step::NeedMore { consumed: input.len() }),
             State::Refused { drained } => {
                 let drained = drained.saturating_add(input.len());
@@ -248,6 +257,7 @@ impl Assembler {
         self.empty_lines = 0;
         self.head_read = true;
         self.since_ns = now_ns;
+        self.progress_ns = now_ns;
         match self.head.framing() {
             Framing::Length(length) => {
                 if length > bounds.body_bytes_max as u64 {
@@ -340,6 +350,7 @@ impl Assembler {
             "received past the spare"
         );
         self.filled += received;
+        self.progress_ns = now_ns;
         if self.filled == length {
             return self.finish(0, Body::Held, now_ns);
         }
@@ -362,6 +373,8 @@ impl Assembler {
 
     /// A reply was sent and none is owed: the idle time starts again.
     pub fn replied(&mut self, now_ns: u64) {
+        // Until now it may have been us who did not read.
+        self.progress_ns = now_ns;
         if matches!(self.state, State::Idle) {
             self.since_ns = now_ns;
         }
@@ -392,10 +405,14 @@ impl Assembler {
         let after = match self.state {
             State::Idle => bounds.idle_timeout_ns,
             State::Head => bounds.head_timeout_ns,
-            // Every byte received buys the time that the slowest allowed client takes for one.
+            // Every byte received buys the time that the slowest allowed client takes for one. It cannot be saved up:
+            // who was fast and then stands still is gone. (A reset may even go unheard: a multishot receive of Linux
+            // 6.18 misses one that comes with the last data, and waits for ever.)
             State::Fixed { .. } | State::Chunked(_) => {
                 let bought = self.filled as u128 * 1_000_000_000 / u128::from(bounds.body_rate_bytes_per_s.max(1));
-                bounds.body_grace_ns.saturating_add(u64::try_from(bought).unwrap_or(u64::MAX))
+                let bought = u64::try_from(bought).unwrap_or(u64::MAX);
+                let from_ns = self.since_ns.saturating_add(bought).min(self.progress_ns);
+                return from_ns.saturating_add(bounds.body_grace_ns);
             }
             State::Closed => return u64::MAX,
             State::Refused { .. } => bounds.drain_timeout_ns,

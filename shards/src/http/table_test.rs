@@ -280,13 +280,34 @@ fn a_body_must_keep_the_least_rate_after_its_grace() {
     let head = b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 100000\r\n\r\n";
     assert!(matches!(assembler.push(head, 0, &bounds), Step::Head { .. }));
     assert_eq!(assembler.deadline_ns(&bounds), 10 * SECOND_NS);
-    assembler.push(&[0; 2048], SECOND_NS, &bounds);
+    assembler.push(&[0; 2048], 5 * SECOND_NS, &bounds);
     assert_eq!(assembler.deadline_ns(&bounds), 12 * SECOND_NS);
     let spare = assembler.body_spare().expect("under way").len();
     assert!(spare >= 1024);
-    assembler.commit(1024, SECOND_NS);
+    assembler.commit(1024, 6 * SECOND_NS);
     assert_eq!(assembler.deadline_ns(&bounds), 13 * SECOND_NS);
     assert!(matches!(assembler.expire(13 * SECOND_NS, &bounds), Expiry::Refuse(refusal) if refusal.status == 408));
+}
+
+#[test]
+fn a_body_that_came_fast_cannot_stand_still_on_what_it_saved() {
+    let bounds = Bounds { body_bytes_max: 1 << 20, ..bounds() };
+    let heads: [&[u8]; 2] = [
+        b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 1000000\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\nf4240\r\n",
+    ];
+    for head in heads {
+        let mut assembler = Assembler::new(0);
+        let Step::Head { consumed, .. } = assembler.push(head, 0, &bounds) else { panic!("a head") };
+        assembler.push(&head[consumed..], 0, &bounds);
+        assembler.push(&[0; 900_000], SECOND_NS, &bounds);
+        assert_eq!(assembler.deadline_ns(&bounds), 11 * SECOND_NS);
+        // While answers to earlier requests were owed, we may not have read.
+        assembler.replied(20 * SECOND_NS);
+        assert_eq!(assembler.deadline_ns(&bounds), 30 * SECOND_NS);
+        assembler.push(&[0; 1], 25 * SECOND_NS, &bounds);
+        assert!(matches!(assembler.expire(35 * SECOND_NS, &bounds), Expiry::Refuse(refusal) if refusal.status == 408));
+    }
 }
 
 #[test]
