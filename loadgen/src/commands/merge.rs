@@ -1,0 +1,9 @@
+use super::Outcome;
+
+/// merge
+#[derive(clap::Args)]
+pub struct Args {}
+
+pub fn run(_args: Args) -> Outcome {
+    unimplemented!()
+}

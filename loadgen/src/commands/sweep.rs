@@ -1,0 +1,9 @@
+use super::Outcome;
+
+/// sweep
+#[derive(clap::Args)]
+pub struct Args {}
+
+pub fn run(_args: Args) -> Outcome {
+    unimplemented!()
+}
