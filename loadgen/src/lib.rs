@@ -14,5 +14,6 @@ pub mod plan;
 pub mod report;
 pub mod result;
 pub mod schedule;
+pub mod units;
 pub mod verify;
 pub mod workload;

@@ -170,6 +170,29 @@ impl Totals {
     }
 }
 
+impl Stretch {
+    /// Requests acknowledged a second.
+    pub fn achieved_rate(&self) -> f64 {
+        per_second(self.acknowledged, self.to_s - self.from_s)
+    }
+}
+
+impl ServerSide {
+    /// Upper bound in seconds of the bucket that holds the quantile (0 to 1); infinite beyond the last bound. None when
+    /// nothing was counted.
+    pub fn quantile_bound_s(&self, quantile: f64) -> Option<f64> {
+        let total: f64 = self.acknowledge.iter().map(|(_, count)| *count as f64).sum();
+        let mut below = 0.0;
+        self.acknowledge
+            .iter()
+            .find(|(_, count)| {
+                below += *count as f64;
+                *count > 0 && below >= quantile * total
+            })
+            .map(|(bound, _)| *bound)
+    }
+}
+
 fn per_second(count: u64, seconds: f64) -> f64 {
     if seconds > 0.0 { count as f64 / seconds } else { 0.0 }
 }
