@@ -380,7 +380,7 @@ mod tests {
             ("retries > 2", "retries > 3", "3"),
             ("given up > 0", "given  up > 1", "1"),
             ("cpu > 40 %", "cpu > 90 %", "42.00 %"),
-            ("cpu <= 42 %", "cpu < 40 %", "42.00 %"),
+            ("cpu <= 43 %", "cpu < 40 %", "42.00 %"),
         ] {
             assert_eq!(judge(fails, &result).as_deref(), Some(figure), "{fails}");
             assert_eq!(judge(holds, &result), None, "{holds}");
