@@ -4,12 +4,12 @@
 //! one screen in [`request::Path::serve`]. A 2xx that stands for points leaves through one place only,
 //! [`Core::acknowledge`], which runs when a flush has completed.
 
-mod caller;
+pub mod caller;
 mod commits;
 mod connection;
 mod folding;
-mod replies;
-mod request;
+pub mod replies;
+pub mod request;
 pub mod settings;
 mod wheel;
 
