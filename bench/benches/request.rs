@@ -65,7 +65,7 @@ fn log(c: &mut Criterion) {
 
     // Sealing, CRC, header and bookkeeping of 64 requests of 100 points
     let mut path = Append::new(100, 10_000);
-    let mut fill = |path: &mut Append| {
+    let fill = |path: &mut Append| {
         (0..REQUESTS_A_COMMIT).for_each(|_| {
             path.prepare();
             path.append();

@@ -712,7 +712,7 @@ impl Core {
         counters.series_live.set(path.series.live() as u64);
         counters.series_created.set(path.series.counters().created);
         counters.series_evicted.set(path.series.counters().evicted);
-        counters.clients_live.set(path.callers.len() as u64);
+        counters.clients_live.set(path.callers.live() as u64);
         counters.log_unflushed_bytes.set(path.log.undurable_bytes() as u64);
         counters.log_durable_block.set(path.log.durable_commit().0);
         counters.log_end_block.set(path.log.last_commit().0);
