@@ -14,6 +14,7 @@ pub mod plan;
 pub mod report;
 pub mod result;
 pub mod schedule;
+pub mod search;
 pub mod units;
 pub mod verify;
 pub mod workload;
