@@ -15,5 +15,6 @@ pub mod report;
 pub mod result;
 pub mod ring;
 pub mod schedule;
+pub mod units;
 pub mod verify;
 pub mod workload;

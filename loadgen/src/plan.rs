@@ -58,11 +58,18 @@ pub enum Values {
 pub enum Timestamps {
     Now,
     /// Each client's clock is off by a constant within ±`by_ms`.
-    Skewed { by_ms: u64 },
+    Skewed {
+        by_ms: u64,
+    },
     /// That share of points is older by up to `by_ms`.
-    Late { share: f64, by_ms: u64 },
+    Late {
+        share: f64,
+        by_ms: u64,
+    },
     /// Points come in random order within `within_ms`.
-    Shuffled { within_ms: u64 },
+    Shuffled {
+        within_ms: u64,
+    },
 }
 
 /// When requests are due.
@@ -70,15 +77,36 @@ pub enum Timestamps {
 #[serde(rename_all = "snake_case")]
 pub enum Shape {
     /// Closed loop: each connection sends as soon as its last request is answered.
-    Closed { duration_ms: u64 },
+    Closed {
+        duration_ms: u64,
+    },
     /// Open loop; rates are requests a second. `soak` is a long `Constant`.
-    Constant { rate: f64, duration_ms: u64 },
-    Steps { rates: Vec<f64>, each_ms: u64 },
-    Ramp { from: f64, to: f64, duration_ms: u64 },
+    Constant {
+        rate: f64,
+        duration_ms: u64,
+    },
+    Steps {
+        rates: Vec<f64>,
+        each_ms: u64,
+    },
+    Ramp {
+        from: f64,
+        to: f64,
+        duration_ms: u64,
+    },
     /// `base` with `peak` for `burst_ms` at the start of every `every_ms`.
-    Burst { base: f64, peak: f64, every_ms: u64, burst_ms: u64, duration_ms: u64 },
+    Burst {
+        base: f64,
+        peak: f64,
+        every_ms: u64,
+        burst_ms: u64,
+        duration_ms: u64,
+    },
     /// Every client sends a batch each `interval_ms`, phases spread by the seed.
-    Fleet { interval_ms: u64, duration_ms: u64 },
+    Fleet {
+        interval_ms: u64,
+        duration_ms: u64,
+    },
 }
 
 /// How bodies travel. Does not change points, only bytes on the wire.
@@ -103,7 +131,9 @@ pub enum Connection {
     /// A new connection for every request.
     Reconnect,
     /// Up to this many requests of a connection under way.
-    Pipelined { depth: u32 },
+    Pipelined {
+        depth: u32,
+    },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -131,7 +161,11 @@ pub enum Identity {
 pub enum Retry {
     Never,
     /// The same bytes again, over a new connection, after Retry-After or a backoff.
-    Same { attempts: u32 },
+    Same {
+        attempts: u32,
+    },
     /// Joined with the client's next batch, as Telegraf does.
-    Joined { attempts: u32 },
+    Joined {
+        attempts: u32,
+    },
 }

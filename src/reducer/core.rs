@@ -6,6 +6,7 @@
 //!   order and restarts do not show in its latest revision.
 //! - A result is appended only if it is new or changed; F is durable before memory is freed by it; a window is closed
 //!   for readers ([`ReducerCore::closed`]) only when its results and the mark record after them are durable.
+//! - With or without quantiles: what was logged before the setting changed stays as it is until its points do.
 //! - No step loses state when the log refuses: it is taken up again at the next [`ReducerCore::advance`].
 //!
 //! Order in the log: windows by end, the shorter first; in a window first the series by key, then the rules in
@@ -26,7 +27,7 @@ use metricstream_shards::{
         partial::ShardMessage,
         protocol::{BEFORE_ALL_NS, Floor, MarkTable, SECOND_NS, Spans, align_down},
         set::Cell,
-        summary::{Aggregates, Summary},
+        summary::{Aggregates, Detail, Summary},
     },
 };
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -45,6 +46,8 @@ pub struct Settings {
     /// Whether series' own windows are logged, or only what rules make of them
     pub per_series: bool,
     pub rules: Vec<Rule>,
+    /// The same as the shards fold with
+    pub detail: Detail,
     /// Above this F rises, as far as M
     pub memory_bytes_max: usize,
     pub shards: u16,
@@ -109,6 +112,7 @@ pub struct ReducerCore {
     memory_bytes_max: usize,
     /// F that the logs' byte bound asks for
     wanted_floor_ns: i64,
+    detail: Detail,
     epoch: u64,
     era: u32,
     lengths: Vec<Length>,
@@ -211,6 +215,7 @@ impl ReducerCore {
             lateness_ns: settings.spans.lateness_ns,
             memory_bytes_max: settings.memory_bytes_max,
             wanted_floor_ns: BEFORE_ALL_NS,
+            detail: settings.detail,
             epoch: settings.epoch,
             era: recovered.era,
             lengths,
@@ -229,7 +234,7 @@ impl ReducerCore {
             emitting: None,
             encoder: AggregatesEncoder::default(),
             group: None,
-            scratch: Summary::new(),
+            scratch: Summary::new(settings.detail),
             last_mark_ns: recovered.m_ns,
             newest: BTreeMap::new(),
             newest_pending: Vec::new(),
@@ -544,7 +549,7 @@ impl ReducerCore {
 
     /// Puts one result into the open record, unless it says nothing new.
     fn emit(&mut self, key: InstanceKey, subject: Subject, first: bool) {
-        let mut scratch = std::mem::take(&mut self.scratch);
+        let mut scratch = std::mem::replace(&mut self.scratch, Summary::new(Detail::Plain));
         let computed = self.compute(key, subject, &mut scratch);
         self.scratch = scratch;
         let instance = self.instances.get_mut(&key).expect("a window is begun before its results");
@@ -561,6 +566,9 @@ impl ReducerCore {
             (Some(computed), _) => computed,
             (None, None) => return,
         };
+        if self.detail == Detail::Plain {
+            result.aggregates.quantiles = None; // of a damaged one from before
+        }
         result.flags.damaged |= damaged.is_some();
         result.flags.incomplete = instance.incomplete || result.flags.damaged;
         let is_target = matches!(subject.unpack(), Unpacked::Target(_));
@@ -570,10 +578,12 @@ impl ReducerCore {
             if last.revision > 0 || is_target {
                 instance.revisions.insert(subject, last.revision);
             }
-            let same = last.aggregates.same_bits(&result.aggregates)
+            // Logged with quantiles and now computed without, or the other way: the same points, so it stays as it is. A
+            // change of the setting would else write every window above F again.
+            let same = last.aggregates.same_values(&result.aggregates)
                 && (last.series, last.flags) == (result.series, result.flags);
             if same {
-                return self.remember_newest(key, subject, last.revision, &result);
+                return self.remember_newest(key, subject, last.revision, &last);
             }
         }
         let known = last_revision.is_some() || !is_target && !first;
@@ -639,7 +649,7 @@ impl ReducerCore {
         match subject.unpack() {
             Unpacked::Series(series) if key.length_ns == self.base_ns => {
                 let cell = windows().next()?.get(&series)?;
-                Some(last(cell.aggregates()?, 1, cell.is_unchecked()))
+                Some(last(cell.aggregates(self.detail)?, 1, cell.is_unchecked()))
             }
             Unpacked::Series(series) => {
                 let mut unchecked = false;
@@ -769,7 +779,7 @@ impl ReducerCore {
             return;
         }
         if self.rebuilding() && !refold {
-            let (merged, is_new) = self.live.merge(start_ns, series, cell);
+            let (merged, is_new) = self.live.merge(start_ns, series, cell, self.detail);
             self.books.repeated += merged.repeated;
             self.books.conflicts += merged.conflicts;
             self.books.held += merged.counted;
@@ -800,7 +810,7 @@ impl ReducerCore {
                 self.unbegun.insert(key);
             }
         }
-        let (merged, is_new) = self.windows.merge(start_ns, series, cell);
+        let (merged, is_new) = self.windows.merge(start_ns, series, cell, self.detail);
         if is_new {
             self.series.add_ref(series);
         }
@@ -869,7 +879,7 @@ impl ReducerCore {
 
     /// Everything durable above F is folded again: finds what was lost, lets the live partials in, lets M go.
     fn finish_rebuild(&mut self, monotonic_ns: i64) {
-        let mut scratch = std::mem::take(&mut self.scratch);
+        let mut scratch = std::mem::replace(&mut self.scratch, Summary::new(Detail::Plain));
         let mut lost = Vec::new();
         for (&key, instance) in &self.instances {
             for (&subject, last) in &instance.loaded {

@@ -4,12 +4,12 @@
 //! one screen in [`request::Path::serve`]. A 2xx that stands for points leaves through one place only,
 //! [`Core::acknowledge`], which runs when a flush has completed.
 
-mod caller;
+pub mod caller;
 mod commits;
 mod connection;
 mod folding;
-mod replies;
-mod request;
+pub mod replies;
+pub mod request;
 pub mod settings;
 mod wheel;
 
@@ -712,7 +712,7 @@ impl Core {
         counters.series_live.set(path.series.live() as u64);
         counters.series_created.set(path.series.counters().created);
         counters.series_evicted.set(path.series.counters().evicted);
-        counters.clients_live.set(path.callers.len() as u64);
+        counters.clients_live.set(path.callers.live() as u64);
         counters.log_unflushed_bytes.set(path.log.undurable_bytes() as u64);
         counters.log_durable_block.set(path.log.durable_commit().0);
         counters.log_end_block.set(path.log.last_commit().0);
