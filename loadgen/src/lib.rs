@@ -15,6 +15,7 @@ pub mod report;
 pub mod result;
 pub mod ring;
 pub mod schedule;
+pub mod search;
 pub mod units;
 pub mod verify;
 pub mod workload;
