@@ -54,7 +54,9 @@ enum Body {
     None,
     Left(u64),
     /// Chunked: ends with an empty chunk and no trailers; only the last bytes are looked at.
-    Chunked { last: [u8; 7] },
+    Chunked {
+        last: [u8; 7],
+    },
 }
 
 impl NullServer {
@@ -80,8 +82,9 @@ impl NullServer {
 
     /// Serves until `stop` is set (looked at ten times a second).
     pub fn serve(self, stop: &Arc<AtomicBool>) -> Result<(), Failure> {
-        let ring = Ring::new(Instant::now(), self.address())
-            .map_err(|error| Failure(format!("io_uring cannot be used: {error}; a kernel of 6.1 or later is needed")))?;
+        let ring = Ring::new(Instant::now(), self.address()).map_err(|error| {
+            Failure(format!("io_uring cannot be used: {error}; a kernel of 6.1 or later is needed"))
+        })?;
         let mut server = Serving { ring, answer: self.answer, connections: Vec::new(), free: Vec::new() };
         let listener = self.listener.as_raw_fd();
         server.ring.accept(Token::new(Kind::Accept, 0, 0), listener);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use super::duration::parse_duration;
+use super::load_args::parse_duration;
 use super::{Failure, Outcome};
 use crate::null_server::{NullServer, Stall};
 

@@ -68,34 +68,13 @@ impl Connection {
     }
 }
 
-/// A new TCP socket, bound to `source` when there is one. Its port is chosen at the connect, so that one address can be
-/// used towards several targets.
+/// A new TCP socket, bound to `source` when there is one.
 pub fn socket(target: SocketAddr, source: Option<Ipv4Addr>) -> std::io::Result<RawFd> {
     let socket = socket2::Socket::new(socket2::Domain::for_address(target), socket2::Type::STREAM, None)?;
     // Pipelined requests must not wait for each other's acknowledgement.
     socket.set_tcp_nodelay(true)?;
     if let Some(source) = source {
-        socket.set_bind_address_no_port(true)?;
         socket.bind(&SocketAddr::from((source, 0)).into())?;
     }
     Ok(socket.into_raw_fd())
-}
-
-/// The source address of a client: 127.1.0.1 upwards, within 127.0.0.0/8.
-pub fn source_address(client: u32) -> Ipv4Addr {
-    Ipv4Addr::from(0x7F01_0001_u32 + client % 0x00FE_0000)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn source_addresses_are_loopback_and_differ() {
-        assert_eq!(source_address(0), Ipv4Addr::new(127, 1, 0, 1));
-        assert_eq!(source_address(300), Ipv4Addr::new(127, 1, 1, 45));
-        let all: std::collections::HashSet<Ipv4Addr> = (0..100_000).map(source_address).collect();
-        assert_eq!(all.len(), 100_000);
-        assert!(all.iter().all(Ipv4Addr::is_loopback) && source_address(u32::MAX).is_loopback());
-    }
 }

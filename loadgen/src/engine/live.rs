@@ -1,9 +1,11 @@
 //! What a person sees while a run goes on, on standard error: a line that renews itself each second on a terminal, a
-//! plain line every five seconds elsewhere. And, at the end, a warning when the generator itself was the limit.
+//! plain line every five seconds elsewhere. It also says when
+//! the generator itself is the limit.
 
 use std::io::{IsTerminal, Write};
 
-use super::stats::{Finished, Stats};
+use super::stats::Stats;
+use crate::units;
 
 const PLAIN_EVERY_S: u64 = 5;
 const LATENESS_P99_US_MAX: u64 = 1000;
@@ -62,9 +64,9 @@ fn line(stats: &Stats, moment: &Moment) -> Option<String> {
     let mut line = format!(
         "{:>4.0} s | {rate} | {errors} | p50 {}, p99 {}, max {} | {:.0} s left",
         moment.elapsed_s,
-        duration(second.p50_us),
-        duration(second.p99_us),
-        duration(second.max_us),
+        units::time(second.p50_us as f64),
+        units::time(second.p99_us as f64),
+        units::time(second.max_us as f64),
         moment.left_s.max(0.0),
     );
     if moment.waiting > 0 {
@@ -79,36 +81,20 @@ fn line(stats: &Stats, moment: &Moment) -> Option<String> {
 /// Why these figures tell of the generator rather than of the server, if they do.
 fn limit(lateness_p99_us: u64, latency_p50_us: u64, busy_share: f64) -> Option<String> {
     if lateness_p99_us > LATENESS_P99_US_MAX {
-        return Some(format!("p99 of its own lateness is {}", duration(lateness_p99_us)));
+        return Some(format!("p99 of its own lateness is {}", units::time(lateness_p99_us as f64)));
     }
     if busy_share > BUSY_SHARE_MAX {
         return Some(format!("its core is {:.0} % busy", busy_share * 100.0));
     }
-    if lateness_p99_us as f64 > latency_p50_us as f64 * LATENESS_SHARE_MAX && lateness_p99_us > 0 && latency_p50_us > 0 {
+    if lateness_p99_us as f64 > latency_p50_us as f64 * LATENESS_SHARE_MAX && lateness_p99_us > 0 && latency_p50_us > 0
+    {
         return Some(format!(
             "p99 of its own lateness, {}, is more than a tenth of the p50 latency, {}",
-            duration(lateness_p99_us),
-            duration(latency_p50_us)
+            units::time(lateness_p99_us as f64),
+            units::time(latency_p50_us as f64)
         ));
     }
     None
-}
-
-/// The same for a whole run, as a sentence.
-pub fn warning(finished: &Finished, busy_share: f64) -> Option<String> {
-    let lateness_us = finished.histograms.lateness_us.0.value_at_quantile(0.99);
-    let latency_us = finished.histograms.latency_us.0.value_at_quantile(0.5);
-    let limit = limit(lateness_us, latency_us, busy_share)?;
-    Some(format!("warning: the generator itself was a limit of this run ({limit}); judge the server by a lower rate."))
-}
-
-fn duration(us: u64) -> String {
-    match us {
-        0..1000 => format!("{us} us"),
-        1000..10_000 => format!("{:.2} ms", us as f64 / 1e3),
-        10_000..1_000_000 => format!("{:.0} ms", us as f64 / 1e3),
-        _ => format!("{:.1} s", us as f64 / 1e6),
-    }
 }
 
 #[cfg(test)]

@@ -31,7 +31,9 @@ pub fn pin(core: Option<usize>) -> Result<(), Failure> {
     if core_affinity::set_for_current(core_affinity::CoreId { id }) {
         return Ok(());
     }
-    Err(Failure(format!("core {id} cannot be used: this machine has no such core, or it is not ours; give another --core")))
+    Err(Failure(format!(
+        "core {id} cannot be used: this machine has no such core, or it is not ours; give another --core"
+    )))
 }
 
 /// Every connection takes a descriptor.

@@ -77,6 +77,7 @@ pub fn run(plan: &Plan, options: Options) -> Result<RunResult, Failure> {
         seconds: stats.seconds,
         steps: stats.steps,
         server,
+        notes: stats.notes,
     })
 }
 

@@ -34,13 +34,19 @@ enum Framing {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Head,
-    Body { left: u64 },
+    Body {
+        left: u64,
+    },
     UntilClose,
     ChunkSize,
-    Chunk { left: u64 },
+    Chunk {
+        left: u64,
+    },
     /// The CRLF behind a chunk's data
     ChunkEnd,
-    Trailers { bytes: usize },
+    Trailers {
+        bytes: usize,
+    },
     /// After a close-delimited or bad answer: nothing more may come.
     Over,
 }

@@ -25,17 +25,22 @@ pub fn look(options: &Options) -> Result<Look, Failure> {
 fn look_at(metrics: Option<&str>, pid: Option<u32>) -> Result<Look, Failure> {
     let mut look = Look::default();
     if let Some(base) = metrics {
-        let url = if base.ends_with("/metrics") { base.to_owned() } else { format!("{}/metrics", base.trim_end_matches('/')) };
-        let agent: ureq::Agent = ureq::Agent::config_builder().timeout_global(Some(Duration::from_secs(5))).build().into();
-        let text = agent.get(&url).call().and_then(|mut answer| answer.body_mut().read_to_string()).map_err(|error| {
-            Failure(format!("the server's own figures cannot be read from {url}: {error}; check --server-metrics"))
-        })?;
+        let url = if base.ends_with("/metrics") {
+            base.to_owned()
+        } else {
+            format!("{}/metrics", base.trim_end_matches('/'))
+        };
+        let agent: ureq::Agent =
+            ureq::Agent::config_builder().timeout_global(Some(Duration::from_secs(5))).build().into();
+        let text =
+            agent.get(&url).call().and_then(|mut answer| answer.body_mut().read_to_string()).map_err(|error| {
+                Failure(format!("the server's own figures cannot be read from {url}: {error}; check --server-metrics"))
+            })?;
         look.buckets = buckets(&text);
     }
     if let Some(pid) = pid {
-        let (cpu_s, rss_bytes) = process(pid).ok_or_else(|| {
-            Failure(format!("no process {pid} can be seen; check --server-pid, or leave it out"))
-        })?;
+        let (cpu_s, rss_bytes) = process(pid)
+            .ok_or_else(|| Failure(format!("no process {pid} can be seen; check --server-pid, or leave it out")))?;
         look.cpu_s = Some(cpu_s);
         look.rss_bytes = Some(rss_bytes);
     }

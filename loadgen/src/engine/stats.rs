@@ -44,6 +44,8 @@ pub struct Stats {
     seconds: Vec<Second>,
     stretches: Vec<Stretch>,
     each_ns: u64,
+    /// Sentences for people that belong to the figures.
+    pub notes: Vec<String>,
 }
 
 /// What a run came to.
@@ -52,6 +54,7 @@ pub struct Finished {
     pub histograms: Histograms,
     pub seconds: Vec<Second>,
     pub steps: Vec<Stretch>,
+    pub notes: Vec<String>,
 }
 
 fn us(ns: u64) -> u64 {
@@ -92,6 +95,7 @@ impl Stats {
             seconds: Vec::new(),
             stretches,
             each_ns,
+            notes: Vec::new(),
         }
     }
 
@@ -234,6 +238,7 @@ impl Stats {
             },
             seconds: self.seconds,
             steps: self.stretches,
+            notes: self.notes,
         }
     }
 }

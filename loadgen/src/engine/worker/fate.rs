@@ -56,6 +56,7 @@ impl Worker {
 
     pub(super) fn answered(&mut self, slot: u32, request: Request, answer: Answer) {
         self.stats.service(self.now_ns.saturating_sub(request.sent_ns));
+        let attempts_max = self.attempts_max();
         let connection = &mut self.connections[slot as usize];
         let meaning = workload::answer(self.plan.workload.protocol, answer.status, connection.reader.body());
         match meaning {
@@ -76,7 +77,7 @@ impl Worker {
                 }
                 self.stats.refused(answer.status);
                 let can_change = answer.status == 429 || answer.status >= 500;
-                if !can_change || request.attempt + 1 >= self.attempts_max() {
+                if !can_change || request.attempt + 1 >= attempts_max {
                     return self.give_up(request, true);
                 }
                 // The next attempt takes a new connection, as after a reset.

@@ -6,6 +6,7 @@ use super::super::stats::Loss;
 use super::*;
 use crate::plan::Identity;
 use crate::ring::{Completion, Kind, Token};
+use crate::workload;
 
 /// Connections opened at a time before the run: a listener's queue may be short.
 const OPENING_MAX: usize = 64;
@@ -65,7 +66,7 @@ impl Worker {
 
     pub(super) fn connect(&mut self, slot: u32) -> Result<(), Failure> {
         let source = (self.plan.transport.identity == Identity::Address)
-            .then(|| connection::source_address(self.lanes.client(slot)));
+            .then(|| workload::client::address(self.lanes.client(slot)));
         let socket = connection::socket(self.target, source).map_err(|error| {
             Failure(format!("no socket for another connection: {error}; use fewer --connections or raise `ulimit -n`"))
         })?;
@@ -198,11 +199,7 @@ impl Worker {
                 connection.sending = false;
                 // A server may answer and close before it has read all: its answer is still to be read.
                 connection.retired |= !is_whole;
-                if connection.state == State::Closing {
-                    self.finish_closing(slot)
-                } else {
-                    self.go_on(slot)
-                }
+                if connection.state == State::Closing { self.finish_closing(slot) } else { self.go_on(slot) }
             }
             Kind::Accept | Kind::Shutdown | Kind::Close | Kind::Cancel => Ok(()),
         }

@@ -17,13 +17,13 @@ use std::time::Instant;
 use rand_xoshiro::Xoshiro256PlusPlus;
 use rand_xoshiro::rand_core::SeedableRng;
 
+use super::Options;
 use super::connection::Connection;
-use super::live::{self, Live, Moment};
+use super::live::{Live, Moment};
 use super::machine;
 use super::render::Renderer;
 use super::request::{Lanes, Later, NOT_SENT, Pending, Request, What};
 use super::stats::{Finished, Loss, Stats};
-use super::Options;
 use crate::commands::Failure;
 use crate::ledger::{self, NoAnswer};
 use crate::plan::{self, Plan, Retry, Shape};
@@ -212,26 +212,25 @@ impl Worker {
         self.end_what_is_left()?;
         live.finish();
         let cpu_s = machine::cpu_s() - cpu_before_s;
-        let elapsed_s = self.now_ns as f64 / 1e9;
-        let finished = self.stats.finish(self.now_ns, self.end_ns as f64 / 1e9, cpu_s);
-        if self.options_live {
-            let busy_share = (cpu_s - self.spun_ns as f64 / 1e9) / elapsed_s.max(1e-9);
-            if let Some(warning) = live::warning(&finished, busy_share) {
-                eprintln!("{warning}");
-            }
-        }
-        Ok(finished)
+        // Looking at the ring in the last microseconds before a due moment is waiting, not work.
+        let busy_s = (cpu_s - self.spun_ns as f64 / 1e9).max(0.0);
+        Ok(self.stats.finish(self.now_ns, self.end_ns as f64 / 1e9, busy_s))
     }
 
     fn must_end_early(&mut self) -> bool {
         if self.waiting > WAITING_MAX {
-            eprintln!(
-                "warning: {WAITING_MAX} requests wait for an answer to those before them; the run ends here, for this \
-                 rate is far beyond the server's."
-            );
+            self.stats.notes.push(format!(
+                "the run was ended after {:.1} s: {WAITING_MAX} requests waited for those before them, for the rate is \
+                 far beyond what the server takes over these connections",
+                self.now_ns as f64 / 1e9
+            ));
             return true;
         }
-        self.interrupted.load(Ordering::Relaxed)
+        if self.interrupted.load(Ordering::Relaxed) {
+            self.stats.notes.push(format!("the run was interrupted after {:.1} s", self.now_ns as f64 / 1e9));
+            return true;
+        }
+        false
     }
 
     /// When something has to be done even if nothing completes.
@@ -294,12 +293,8 @@ impl Worker {
     /// Hands all that was pushed to the kernel, the ledger's notes first.
     fn hand_over(&mut self) -> Result<(), Failure> {
         if let Some(ledger) = &mut self.ledger {
-            ledger.flush().map_err(|error| {
-                Failure(format!(
-                    "the ledger cannot be written ({error}): the run ends here, and nothing was sent that the ledger \
-                     does not hold; make room or give another --ledger"
-                ))
-            })?;
+            // Its error is a whole sentence.
+            ledger.flush().map_err(|error| Failure(error.to_string()))?;
         }
         if self.unsent.is_empty() {
             return Ok(());
