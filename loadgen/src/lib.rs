@@ -13,6 +13,7 @@ pub mod objective;
 pub mod plan;
 pub mod report;
 pub mod result;
+pub mod ring;
 pub mod schedule;
 pub mod search;
 pub mod units;
