@@ -264,6 +264,7 @@ def test_what_drop_oldest_takes_from_a_sink_is_counted_exactly(make_server, tmp_
     drained(server, "away")
     drained(server, "near")
     rows = output.once(output.rows(out))
+    eventually(lambda: cursors(server)["away", "0"]["lag_points"] == 0, 5, "its cursor is stored")
     c = cursors(server)["away", "0"]
     assert c["dropped"] > 0 and c["lost_to_damage"] == 0
     assert len(rows) == c["delivered"] and c["delivered"] + c["dropped"] == sent + 10 == c["next_point"], (c, sent)
@@ -285,6 +286,7 @@ def test_a_removed_sink_holds_nothing_a_new_one_begins_where_it_says(make_server
     drained(server, "new")
     assert {r["name"] for r in output.rows(tmp_path / "all")} == {"first", "second"}
     assert {r["name"] for r in output.rows(tmp_path / "new")} == {"second"}
+    eventually(lambda: len(cursors(server)) == 3, 5, "all cursors are stored")
     table = server.cli("--config", str(server.config_path), "log", "cursors").stdout
     assert "old (not configured)" in table and "LAG POINTS" in table, table
     assert cursors(server)["new", "0"]["first_point"] == 10
@@ -315,6 +317,7 @@ def test_a_damaged_cursor_begins_with_the_oldest_and_a_damaged_block_is_counted(
     server.start()
     assert "a cursor cannot be used" in server.log_path.read_text()
     drained(server)
+    eventually(lambda: cursors(server)["out", "0"]["lag_points"] == 0, 5, "its cursor is stored")
     c = cursors(server)["out", "0"]
     assert (c["delivered"], c["lost_to_damage"]) == (19, 1), c
     assert len(output.once(output.rows(out))) == 20, "what came again has the same ids"
