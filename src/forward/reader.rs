@@ -27,6 +27,8 @@ use crate::backplane::executor;
 
 /// All cached pieces together.
 pub const CACHE_BYTES_MAX: usize = 32 << 20;
+/// Sinks that stand near each other ask within moments.
+const KEEP_FOR: Duration = Duration::from_secs(3);
 /// One read; a longer block is read by itself.
 pub const READ_BYTES_MAX: usize = 1 << 20;
 /// Files kept open between reads.
@@ -125,6 +127,7 @@ pub async fn run(port: Arc<ReaderPort>, stop: Rc<Cell<bool>>) {
         }
         if looked_at_files.elapsed() > CLOSE_AFTER {
             looked_at_files = Instant::now();
+            reader.let_go();
             reader.close_unused().await;
         }
     }
@@ -168,8 +171,8 @@ pub struct SegmentsReader {
     open: HashMap<Place, OpenSegment>,
     names: HashMap<Place, Known>,
     cache: BTreeMap<(u32, u64, u64), Arc<Piece>>,
-    /// Keys of `cache`, oldest first
-    cached: VecDeque<(u32, u64, u64)>,
+    /// Keys of `cache` and when they came, oldest first
+    cached: VecDeque<((u32, u64, u64), Instant)>,
     cached_bytes: usize,
     /// Since when the disk has refused this place
     unreadable: Option<(Place, u64, Instant)>,
@@ -303,11 +306,17 @@ impl SegmentsReader {
         self.cached_bytes += piece.bytes();
         match self.cache.insert(key, piece) {
             Some(before) => self.cached_bytes -= before.bytes(),
-            None => self.cached.push_back(key),
+            None => self.cached.push_back((key, Instant::now())),
         }
-        while self.cached_bytes > CACHE_BYTES_MAX
-            && let Some(oldest) = self.cached.pop_front()
+        self.let_go();
+    }
+
+    /// Pieces beyond the bound, and those that nobody near can want any more.
+    fn let_go(&mut self) {
+        while let Some(&(oldest, since)) = self.cached.front()
+            && (self.cached_bytes > CACHE_BYTES_MAX || since.elapsed() > KEEP_FOR)
         {
+            self.cached.pop_front();
             if let Some(piece) = self.cache.remove(&oldest) {
                 self.cached_bytes -= piece.bytes();
             }
