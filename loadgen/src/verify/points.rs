@@ -285,7 +285,8 @@ impl<'a> Points<'a> {
             let other = self.expected.batches[before.batch as usize];
             let one_request =
                 batch.copies_max() == 1 && other.copies_max() == 1 && batch.first_sent == other.first_sent;
-            wrong |= one_request && (place.batch, place.index()) < (before.batch, before.index);
+            let (here, there) = (batch.batch().number, other.batch().number);
+            wrong |= one_request && (here, place.index()) < (there, before.index);
         }
         if wrong {
             let other = self.expected.point(before.batch, before.index);

@@ -55,6 +55,13 @@ impl Scene {
         self.next
     }
 
+    /// Batches 1 to 3 in one request, of which 2 was never noted.
+    fn make_and_send_beyond(&mut self) {
+        self.make(3);
+        self.make(1);
+        self.sent(1, 3);
+    }
+
     fn acknowledged(&mut self, number: u64) {
         self.make(number);
         let request = self.sent(number, 1);
@@ -288,6 +295,23 @@ fn order_is_that_of_requests_one_after_the_other_and_of_points_in_a_request() {
 }
 
 #[test]
+fn batches_may_be_noted_out_of_turn_and_some_never() {
+    let mut scene = Scene::new();
+    scene.acknowledged(3);
+    scene.acknowledged(0);
+    scene.make(6);
+    scene.make(5);
+    let joined = scene.sent(5, 2);
+    scene.writer.acknowledged(joined, 204);
+    let lines = scene.lines(&[3, 0, 5, 6]);
+    has(&scene.log_dump(&lines), &[]);
+    let lines = scene.lines(&[0, 3, 5, 6]);
+    assert!(scene.log_dump(&lines).count_of(FaultKind::OutOfOrder) > 0);
+    let lines = scene.lines(&[3, 0, 6, 5]);
+    assert!(scene.log_dump(&lines).count_of(FaultKind::OutOfOrder) > 0);
+}
+
+#[test]
 fn lines_with_equal_ids_count_once() {
     let mut scene = Scene::new();
     scene.acknowledged(0);
@@ -315,7 +339,9 @@ fn ledgers_that_cannot_be_compared_with_are_told_in_a_sentence() {
     for (spoil, part) in [
         ((|scene| scene.writer.acknowledged(77, 204)) as fn(&mut Scene), "request 77 has an outcome"),
         (|scene| scene.writer.sent(1, 0, 5, 1), "carries batches that were not noted"),
-        (|scene| scene.writer.batch(scene.batch(7)), "batch 7 of client 0 follows 1 batches"),
+        (|scene| scene.writer.batch(scene.batch(1 << 40)), "batch 1099511627776 of client 0 follows 1 batches"),
+        (|scene| scene.make(0), "batch 0 of client 0 was noted twice"),
+        (|scene| scene.make_and_send_beyond(), "carries batches that were not noted"),
         (|scene| scene.writer.batch(Batch { client: 9, ..scene.batch(1) }), "a batch of client 9"),
     ] {
         let mut scene = Scene::new();
