@@ -174,7 +174,11 @@ store-enabled = false
 level = "error"
 """)
         server = Process(["influxd", "-config", "influxdb.conf"], cwd, port, f"http://127.0.0.1:{port}/ping")
-        get(f"http://127.0.0.1:{port}/query", data=urllib.parse.urlencode({"q": "CREATE DATABASE bench"}).encode())
+        try:
+            get(f"http://127.0.0.1:{port}/query", data=urllib.parse.urlencode({"q": "CREATE DATABASE bench"}).encode())
+        except OSError:
+            server.stop()
+            raise
         return server
 
     def held(self, server, expected):
