@@ -39,9 +39,13 @@ pub struct RunResult {
     pub totals: Totals,
     pub histograms: Histograms,
     pub seconds: Vec<Second>,
-    /// Stretches of constant rate (steps, sweep); empty otherwise.
+    /// Stretches of constant rate (steps, sweep); empty otherwise. Of a sweep, totals and histograms are those of the
+    /// highest rate that held; `seconds` are of all steps.
     pub steps: Vec<Stretch>,
     pub server: Option<ServerSide>,
+    /// Sentences for people that belong to the figures, beside those that follow from them.
+    #[serde(default)]
+    pub notes: Vec<String>,
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -133,6 +137,22 @@ impl RunResult {
         matches!(self.plan.shape, Shape::Closed { .. })
     }
 
+    /// Whether this is what a sweep gathered: steps, and the figures of one of them.
+    pub fn is_sweep(&self) -> bool {
+        !self.steps.is_empty() && matches!(self.plan.shape, Shape::Constant { .. })
+    }
+
+    /// The same, fit to be shown to others: without the token it was made with.
+    pub fn without_secrets(&self) -> RunResult {
+        let mut shown = self.clone();
+        if let Some(token) = shown.plan.transport.token.replace("(hidden)".into()).filter(|token| !token.is_empty()) {
+            shown.command = shown.command.replace(&token, "(hidden)");
+        } else {
+            shown.plan.transport.token = None;
+        }
+        shown
+    }
+
     /// Requests that became due a second.
     pub fn due_rate(&self) -> f64 {
         per_second(self.totals.due, self.totals.duration_s)
@@ -200,3 +220,29 @@ fn per_second(count: u64, seconds: f64) -> f64 {
 /// Results as tests want them: as large as needed, the same each time.
 #[cfg(test)]
 pub mod fixture;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_is_not_shown() {
+        let mut result = fixture::steady("a", 1);
+        assert_eq!(result.without_secrets().to_json(), result.to_json());
+        result.plan.transport.token = Some("s3cret".into());
+        result.command = "metricstream-loadgen run --token s3cret".into();
+        let shown = result.without_secrets();
+        assert!(!shown.to_json().contains("s3cret"));
+        assert_eq!(shown.command, "metricstream-loadgen run --token (hidden)");
+    }
+
+    #[test]
+    fn the_servers_quantiles_are_bounds_of_its_buckets() {
+        let server =
+            |acknowledge: &[(f64, u64)]| ServerSide { acknowledge: acknowledge.to_vec(), cpu_s: None, rss_bytes: None };
+        let known = server(&[(0.001, 90), (0.002, 9), (f64::INFINITY, 1)]);
+        assert_eq!((known.quantile_bound_s(0.9), known.quantile_bound_s(0.99)), (Some(0.001), Some(0.002)));
+        assert_eq!(known.quantile_bound_s(1.0), Some(f64::INFINITY));
+        assert_eq!(server(&[(0.001, 0)]).quantile_bound_s(0.5), None);
+    }
+}

@@ -12,6 +12,7 @@ use super::{
 };
 use metricstream_shards::{
     point::series_key,
+    random::Random,
     window::{
         partial::{Partials, ShardMessage},
         protocol::{FoldClock, SECOND_NS, Spans, align_down, shard_mark},
@@ -24,25 +25,6 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 const S: i64 = SECOND_NS;
 const BASE_NS: i64 = 10 * S;
 const EPOCH_S: i64 = 1_000_000_020;
-
-/// SplitMix64.
-struct Rng(u64);
-
-impl Rng {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
-    }
-    fn below(&mut self, n: u64) -> u64 {
-        self.next() % n
-    }
-    fn one_in(&mut self, n: u64) -> bool {
-        self.below(n) == 0
-    }
-}
 
 #[derive(Clone, Debug)]
 struct Point {
@@ -132,7 +114,7 @@ const CALM: Faults = Faults {
 };
 
 struct World {
-    rng: Rng,
+    rng: Random,
     faults: Faults,
     logs: Vec<Vec<Stamped>>,
     shards: Vec<ShardSim>,
@@ -191,7 +173,7 @@ fn settings(shards: usize, rebuilds: usize, epoch: u64, memory_bytes_max: usize,
 impl World {
     fn new(seed: u64, shards: usize, faults: Faults) -> World {
         World {
-            rng: Rng(seed),
+            rng: Random(seed),
             faults,
             logs: (0..4).map(|_| Vec::new()).collect(),
             shards: new_shards(shards, &[]),

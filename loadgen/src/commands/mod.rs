@@ -1,6 +1,7 @@
 //! The subcommands: arguments, and what they set in motion. Each answers an exit code: 0 as asked, 1 an objective or a
 //! comparison failed, 2 it could not be done (one sentence says why).
 
+pub mod load_args;
 pub mod merge;
 pub mod null_server;
 pub mod report;

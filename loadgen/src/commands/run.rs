@@ -1,9 +1,26 @@
 use super::Outcome;
+use super::load_args::{LoadArgs, ShapeArgs};
+use crate::{engine, report};
 
-/// run
+/// Send a load, time it, and say how the server did
+///
+/// In an open loop (--rate, --steps, --ramp, --burst, --fleet) requests are due at intended moments and latency counts
+/// from them, so that a server that stalls cannot hide it. --closed sends as fast as answers come.
 #[derive(clap::Args)]
-pub struct Args {}
+pub struct Args {
+    #[command(flatten)]
+    load: LoadArgs,
+    #[command(flatten)]
+    shape: ShapeArgs,
+    #[command(flatten)]
+    outputs: report::Outputs,
+}
 
-pub fn run(_args: Args) -> Outcome {
-    unimplemented!()
+pub fn run(args: Args) -> Outcome {
+    let (shape, fleet) = args.shape.shape()?;
+    let (target, plan) = args.load.plan(shape, fleet)?;
+    args.outputs.check()?;
+    let options = args.load.options(target, &plan)?;
+    let result = engine::run(&plan, options)?;
+    report::finish(&result, &args.outputs)
 }

@@ -10,6 +10,8 @@ pub const HEADER_BYTES: usize = 16;
 pub const CRC_BYTES: usize = 4;
 /// Plans are some hundred bytes; a longer one is none.
 pub const PLAN_BYTES_MAX: u32 = 1 << 20;
+/// The time is noted again when this has passed, so what follows the last note of it is no later than this after it.
+pub const CLOCK_EVERY_NS: i64 = 100_000_000;
 
 /// One note.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

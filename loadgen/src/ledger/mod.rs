@@ -10,7 +10,7 @@ mod writer;
 #[cfg(test)]
 mod tests;
 
-pub use format::Event;
+pub use format::{CLOCK_EVERY_NS, Event};
 pub use reader::{Problem, Reader};
 pub use writer::Writer;
 

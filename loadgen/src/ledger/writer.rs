@@ -10,9 +10,6 @@ use super::format::{self, Event};
 use crate::plan::Plan;
 use crate::workload::Batch;
 
-/// The time is noted again when this has passed.
-const CLOCK_EVERY_NS: i64 = 100_000_000;
-
 pub struct Writer {
     file: File,
     path: PathBuf,
@@ -87,7 +84,7 @@ impl Writer {
             return Ok(());
         }
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos() as i64);
-        if now.saturating_sub(self.clock_ns) >= CLOCK_EVERY_NS {
+        if now.saturating_sub(self.clock_ns) >= format::CLOCK_EVERY_NS {
             self.clock_ns = now;
             self.note(Event::Clock { unix_ns: now });
         }

@@ -1,10 +1,21 @@
 //! A plan in words.
 
 use crate::plan::{Compression, Connection, Identity, Plan, Protocol, Retry, Shape, Timestamps, Values};
+use crate::result::RunResult;
 use crate::units;
 
+/// When requests were due.
+pub fn load(result: &RunResult) -> String {
+    let shape = shape(&result.plan);
+    if result.is_sweep() {
+        format!("a sweep of {} steps; main figures are of the step with {shape}", result.steps.len())
+    } else {
+        shape
+    }
+}
+
 /// When requests are due.
-pub fn load(plan: &Plan) -> String {
+fn shape(plan: &Plan) -> String {
     let rate = |value: &f64| units::rate(*value);
     match &plan.shape {
         Shape::Closed { duration_ms } => {
@@ -118,11 +129,11 @@ mod tests {
     #[test]
     fn plans_read_as_sentences() {
         let mut plan = fixture::plan();
-        assert_eq!(load(&plan), "1,000 requests/s for 30 s");
+        assert_eq!(shape(&plan), "1,000 requests/s for 30 s");
         assert_eq!(workload(&plan), "line protocol, 100 points a request, 1,000 series, 10 clients, 3 tags, gauges");
         assert_eq!(transport(&plan), "POST /write?db=bench, 32 connections, kept alive");
         plan.shape = Shape::Fleet { interval_ms: 10_000, duration_ms: 120_000 };
-        assert_eq!(load(&plan), "a fleet of 10 clients, each a batch every 10 s, for 2 min");
+        assert_eq!(shape(&plan), "a fleet of 10 clients, each a batch every 10 s, for 2 min");
         plan.workload.timestamps = Timestamps::Late { share: 0.1, by_ms: 5_000 };
         assert!(workload(&plan).ends_with("gauges, 10.00 % up to 5 s late"));
         plan.transport.connection = Connection::Pipelined { depth: 4 };

@@ -10,7 +10,7 @@ mod table;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-pub use self::files::write_whole;
+pub use self::files::{check as check_output, write_whole};
 pub use self::judgement::generator_warnings;
 use crate::commands::{Failure, Outcome};
 use crate::objective::Objective;
@@ -55,6 +55,7 @@ impl Outputs {
 
 /// Prints, writes, judges. Files are written whatever the judgement is.
 pub fn finish(result: &RunResult, outputs: &Outputs) -> Outcome {
+    let result = &result.without_secrets();
     print!("{}", table::table(result));
     if let Some(path) = &outputs.json {
         write_whole(path, &result.to_json())?;

@@ -18,8 +18,8 @@ pub fn table(result: &RunResult) -> String {
     steps(&mut out, result);
     errors(&mut out, result);
     machines(&mut out, result);
-    for warning in generator_warnings(result) {
-        line(&mut out, format_args!("warning     {warning}"));
+    for warning in generator_warnings(result).iter().chain(&result.notes) {
+        line(&mut out, format_args!("note        {warning}"));
     }
     out
 }
@@ -33,7 +33,7 @@ fn line(out: &mut String, text: std::fmt::Arguments) {
 fn heading(out: &mut String, result: &RunResult) {
     line(out, format_args!("\ntarget      {}, {}", result.target, describe::transport(&result.plan)));
     line(out, format_args!("bodies      {}", describe::workload(&result.plan)));
-    line(out, format_args!("load        {}", describe::load(&result.plan)));
+    line(out, format_args!("load        {}", describe::load(result)));
 }
 
 fn rates(out: &mut String, result: &RunResult) {
@@ -181,7 +181,7 @@ mod tests {
         let text = table(&result);
         for part in [
             "target      http://127.0.0.1:8186, POST /write?db=bench, 32 connections, kept alive",
-            "load        1,000 requests/s for 30 s",
+            "load        a sweep of 6 steps; main figures are of the step with 1,000 requests/s for 30 s",
             "in 30 s                       a second            in all",
             "requests due                     1,000            30,000",
             "requests acknowledged              998            29,940",

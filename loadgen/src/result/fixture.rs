@@ -72,6 +72,7 @@ pub fn steady(label: &str, seconds: u32) -> RunResult {
             cpu_s: Some(f64::from(seconds) * 0.31),
             rss_bytes: Some(48 << 20),
         }),
+        notes: Vec::new(),
     }
 }
 

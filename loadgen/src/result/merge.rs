@@ -33,6 +33,11 @@ impl RunResult {
     /// `other` started later. `beside`: while another one was running.
     fn take(&mut self, other: RunResult, beside: bool) {
         let offset_s = (other.started_unix_ms - self.started_unix_ms) as f64 / 1000.0;
+        for note in other.notes {
+            if !self.notes.contains(&note) {
+                self.notes.push(note);
+            }
+        }
         let same_target = self.target == other.target;
         join(&mut self.command, &other.command, "; ");
         join(&mut self.target, &other.target, ", ");

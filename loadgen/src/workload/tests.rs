@@ -60,7 +60,28 @@ fn the_same_plan_gives_the_same_bytes() {
     assert_eq!(hashes, SAME_BYTES, "now {hashes:#018x?}");
 }
 
-const SAME_BYTES: [u64; 20] = [0; 20];
+const SAME_BYTES: [u64; 20] = [
+    0x549e_a60c_cdc2_6321,
+    0xdac4_ac35_d98f_4f01,
+    0x1115_1da1_dbc0_14a2,
+    0xb58a_5d81_0f65_14d7,
+    0xedef_5f05_c282_5179,
+    0xfc41_17fb_1787_fa92,
+    0x0541_1782_1a54_b150,
+    0xc93f_e401_e8b6_83ae,
+    0xd489_5d51_c6d0_3f8a,
+    0x926c_f816_262a_fbc4,
+    0x8c35_dec1_c614_ff47,
+    0x4e9b_2724_9fd2_c353,
+    0xed97_17cd_4939_9a9a,
+    0x68f8_ed20_536b_b985,
+    0xa32e_075f_b6d6_ea09,
+    0xc758_f1d7_b75e_1caa,
+    0xf3e1_c1a5_9fdf_3076,
+    0xfac0_dacb_fd83_b12a,
+    0x0bc0_229f_dcaa_bd08,
+    0x7dc0_3baf_0a76_0834,
+];
 
 #[test]
 fn a_body_is_made_again_alone_and_other_seeds_give_others() {

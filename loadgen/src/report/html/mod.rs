@@ -42,7 +42,7 @@ pub fn page(results: &[Labelled]) -> String {
     );
     put(&mut out, format_args!("<p class=\"soft\">{}</p>\n", escape(&subtitle(results))));
     for labelled in results {
-        for warning in generator_warnings(labelled.result) {
+        for warning in generator_warnings(labelled.result).iter().chain(&labelled.result.notes) {
             let of = if results.len() > 1 { format!("{}: ", labelled.label) } else { String::new() };
             put(&mut out, format_args!("<p class=\"warning\">{}</p>\n", escape(&format!("{of}{warning}"))));
         }
@@ -70,7 +70,7 @@ fn title(results: &[Labelled]) -> String {
 fn subtitle(results: &[Labelled]) -> String {
     match results {
         [only] => {
-            let (load, started) = (describe::load(&only.result.plan), utc(only.result.started_unix_ms));
+            let (load, started) = (describe::load(only.result), utc(only.result.started_unix_ms));
             format!("{load}; started {started}; measured by {}", only.result.tool)
         }
         _ => format!("{} results compared", results.len()),

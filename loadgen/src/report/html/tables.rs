@@ -134,7 +134,7 @@ pub fn circumstances(out: &mut String, results: &[Labelled]) {
         for (name, value, code) in [
             ("command", result.command.clone(), true),
             ("target", result.target.clone(), false),
-            ("load", describe::load(&result.plan), false),
+            ("load", describe::load(result), false),
             ("bodies", describe::workload(&result.plan), false),
             ("transport", describe::transport(&result.plan), false),
             ("seed", result.plan.seed.to_string(), false),
