@@ -36,10 +36,11 @@ def _call(command, seconds):
 def _loadgen(server, peer, points, series, seconds, connections, rate):
     with tempfile.TemporaryDirectory(prefix="compare-") as where:
         out = os.path.join(where, "run.json")
-        command = [LOADGEN, "run", "--target", f"http://127.0.0.1:{server.port}", "--path", peer.path, "--protocol", peer.format,
+        command = [LOADGEN, "run", "--target", f"http://127.0.0.1:{server.port}{peer.path}", "--protocol", peer.format,
                    "--connections", str(connections), "--batch", str(points), "--series", str(series),
-                   "--duration", f"{round(seconds * 1000)}ms", "--core", str(GENERATOR_CORE), "--json", out]
+                   "--duration", f"{round(seconds * 1000)}ms", "--core", str(GENERATOR_CORE), "--quiet"]
         command += ["--closed"] if rate is None else ["--rate", str(max(1, round(rate)))]
+        command += ["--json", out]
         _call(command, seconds)
         with open(out) as f:
             document = json.load(f)
@@ -51,7 +52,7 @@ def _loadgen(server, peer, points, series, seconds, connections, rate):
         "failed": sum(failed.values()),
         "first_failure": ", ".join(f"{count} x {what}" for what, count in failed.items()),
         "seconds": totals["duration_s"],
-        "command": " ".join([os.path.basename(LOADGEN), *command[1:-1]]),
+        "command": " ".join([os.path.basename(LOADGEN), *command[1:-2]]),
     }
     if rate is not None:
         counts = decode_histogram(document["histograms"]["latency_us"])
