@@ -114,6 +114,17 @@ fn decode(c: &mut Criterion) {
     }
 }
 
+/// Lines of five fields: name and tags stand once for five points.
+fn five_fields(c: &mut Criterion) {
+    const POINTS: usize = 100;
+    let bodies = inputs::five_field_bodies(SERIES / POINTS, POINTS, SERIES / 5);
+    let mut path = Decode::of(Format::Line, bodies, POINTS, SERIES);
+    let mut group = c.benchmark_group("decode/line_five_fields");
+    group.throughput(Throughput::ElementsAndBytes { elements: POINTS as u64, bytes: path.body_bytes() });
+    group.bench_function(BenchmarkId::new("metricstream", POINTS), |b| b.iter(|| black_box(path.step())));
+    group.finish();
+}
+
 fn others(group: &mut criterion::BenchmarkGroup<'_, criterion::measurement::WallTime>, points: usize) {
     let bodies = inputs::bodies(Format::Json, SERIES.div_ceil(points), points, SERIES);
     type Parse = fn(&[u8], &mut Vec<u8>, &mut Columns) -> usize;
@@ -142,5 +153,5 @@ fn others(group: &mut criterion::BenchmarkGroup<'_, criterion::measurement::Wall
     }
 }
 
-criterion_group!(benches, decode);
+criterion_group!(benches, decode, five_fields);
 criterion_main!(benches);

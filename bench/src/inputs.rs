@@ -105,6 +105,22 @@ fn put_point(text: &mut String, format: Format, first: bool, series: usize, rand
     written.expect("a String takes all");
 }
 
+/// Bodies of lines with five fields each, as agents send them, and so five series a line; `points` is a multiple of 5.
+pub fn five_field_bodies(count: usize, points: usize, hosts: usize) -> Vec<Vec<u8>> {
+    let mut random = Random::new(8);
+    let mut line = |n: usize| {
+        let (host, cpu) = (n % hosts, n % 8);
+        let [user, system] = [random.below(10_000), random.below(10_000)].map(|v| v as f64 / 100.0);
+        let time_ns = START_NS + n as i64 * 1_000_003;
+        format!(
+            "cpu,cpu=cpu{cpu},host=web-{host} usage_user={user},usage_system={system},usage_idle=96.91,usage_iowait=0,\
+             usage_steal=0i {time_ns}\n"
+        )
+    };
+    let lines = points / 5;
+    (0..count).map(|body| (0..lines).flat_map(|n| line(body * lines + n).into_bytes()).collect()).collect()
+}
+
 /// The request that carries `body`, with the header fields that common clients send.
 pub fn request(format: Format, body: &[u8]) -> Vec<u8> {
     let (target, content_type) = match format {

@@ -61,7 +61,11 @@ pub struct Decode {
 
 impl Decode {
     pub fn new(format: Format, points: usize, series: usize) -> Decode {
-        let bodies = inputs::bodies(format, series.div_ceil(points), points, series);
+        Decode::of(format, inputs::bodies(format, series.div_ceil(points), points, series), points, series)
+    }
+
+    /// `bodies` of `points` points each, with at most `series` series in them.
+    pub fn of(format: Format, bodies: Vec<Vec<u8>>, points: usize, series: usize) -> Decode {
         let mut this = Decode {
             format,
             next: 0,

@@ -24,6 +24,7 @@ const PATHS: &[Counted] = &[
     Counted { name: "line_request_1", unit: "request", run: || requests(Format::Line, 1) },
     Counted { name: "json_request_1", unit: "request", run: || requests(Format::Json, 1) },
     Counted { name: "line_request_100", unit: "point", run: || requests(Format::Line, 100) },
+    Counted { name: "json_request_100", unit: "point", run: || requests(Format::Json, 100) },
     Counted { name: "http_head", unit: "request", run: http_head },
     Counted { name: "limiter_admit", unit: "request", run: limiter_admit },
     Counted { name: "series_hit", unit: "lookup", run: series_hit },
