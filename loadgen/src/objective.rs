@@ -1,6 +1,6 @@
 //! What may not be: `--fail-if 'p99 > 5 ms'`. The one grammar, and its judgement of a result.
 //!
-//! An objective is `METRIC OPERATOR VALUE`, spaces free; [`GRAMMAR`] tells people the words. A time or a share of
+//! An objective is `METRIC OPERATOR VALUE`, spaces free; [`help_after`] tells people the words. A time or a share of
 //! something that was never measured fails its objective: a server that answered nothing has no p99 to be proud of.
 
 use std::fmt;
@@ -9,19 +9,23 @@ use std::str::FromStr;
 use crate::result::{Recorded, RunResult};
 use crate::units;
 
-/// For `--help`.
-pub const GRAMMAR: &str = "\
-Objectives (--fail-if), each METRIC OPERATOR VALUE in quotes, since the shell takes < and > for itself:
-  p50 p99 p99.9 .. max mean   latency, as 'p99 > 5 ms'; also 'service p99' (from the send) and
-                              'lateness p99' (the generator's own delay); units us, ms, s
-  errors                      refused or without an answer: 'errors > 0', or a share, 'errors > 0.1 %'
-  refused, refused NNN        'refused > 0', 'refused 429 > 100'
-  unknown, unknown CAUSE      without an answer: timeout, reset, refused_connection, closed,
-                              bad_answer, or never_sent
-  rate, points rate           acknowledged a second: 'rate < 9k', or against what was due, 'rate < 99 %'
-  points lost                 points of batches that were never acknowledged: 'points lost > 0'
-  retries, given up           requests sent again; batches given up after all attempts
-  cpu                         the generator's share of its core: 'cpu > 90 %'
+/// For the end of `--help` of every command with `--fail-if`. At most 98 columns, where clap would wrap it.
+pub fn help_after(examples: &str) -> String {
+    format!("{examples}\n\n{GRAMMAR}")
+}
+
+const GRAMMAR: &str = "\
+Objectives (--fail-if), each METRIC OPERATOR VALUE in quotes, since the shell takes < and > itself:
+  p50 p99 p99.9 .. max mean  latency, as 'p99 > 5 ms'; also 'service p99' (from the send) and
+                             'lateness p99' (the generator's own delay); units us, ms, s
+  errors                     refused or not answered: 'errors > 0', or a share: 'errors > 0.1%'
+  refused, refused NNN       'refused > 0', 'refused 429 > 100'
+  unknown, unknown CAUSE     without an answer: timeout, reset, refused_connection, closed,
+                             bad_answer, or never_sent
+  rate, points rate          acknowledged a second: 'rate < 9k', or of what was due: 'rate < 99%'
+  points lost                points of batches that were never acknowledged: 'points lost > 0'
+  retries, given up          requests sent again; batches given up after all attempts
+  cpu                        the generator's share of its core: 'cpu > 90%'
 Operators: >  >=  <  <=";
 
 #[derive(Clone, Debug, PartialEq)]

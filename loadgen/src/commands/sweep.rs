@@ -11,7 +11,7 @@ use crate::plan::{Plan, Shape};
 use crate::report::{self, Outputs};
 use crate::result::{RunResult, Second, Stretch};
 use crate::search::{Bounds, Found, search};
-use crate::{engine, units};
+use crate::{engine, objective, units};
 
 /// Find the highest rate that meets a stated p99
 ///
@@ -20,7 +20,7 @@ use crate::{engine, units};
 /// main figures of the result are those of the highest rate that held; all steps are in its table and plots. The exit code is 1
 /// when even the lowest rate fails.
 #[derive(clap::Args)]
-#[command(after_help = AFTER_HELP)]
+#[command(after_help = objective::help_after(EXAMPLES))]
 pub struct Args {
     /// What the 99th percentile of the latency, from the intended moment, may be
     #[arg(long, value_parser = units::parse_time_us, value_name = "TIME", help_heading = "Search")]
@@ -46,13 +46,14 @@ pub struct Args {
     outputs: Outputs,
 }
 
-const AFTER_HELP: &str = "\
+const EXAMPLES: &str = "\
 Examples:
   metricstream-loadgen sweep --target http://127.0.0.1:8186 --p99 5ms --report sweep.html
-  metricstream-loadgen sweep --target http://127.0.0.1:8186 --p99 20ms --from 100 --to 5k --batch 1000 --precision 2%
+  metricstream-loadgen sweep --target http://127.0.0.1:8186 --p99 20ms --from 100 --to 5k \\
+      --batch 1000 --precision 2%
 
-The generator itself can be the limit: the result says so when its own lateness or its core was. `run --fail-if` judges
-one rate, and `run --steps` walks through given ones.";
+The generator itself can be the limit: the result says so when it was late or its core was full.
+`run --fail-if` judges one rate, and `run --steps` walks through given ones.";
 
 /// Share of the intended rate that must be acknowledged.
 const ACHIEVED_SHARE: f64 = 0.99;
