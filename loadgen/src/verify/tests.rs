@@ -339,7 +339,7 @@ fn ledgers_that_cannot_be_compared_with_are_told_in_a_sentence() {
     for (spoil, part) in [
         ((|scene| scene.writer.acknowledged(77, 204)) as fn(&mut Scene), "request 77 has an outcome"),
         (|scene| scene.writer.sent(1, 0, 5, 1), "carries batches that were not noted"),
-        (|scene| scene.writer.batch(scene.batch(1 << 40)), "batch 1099511627776 of client 0 follows 1 batches"),
+        (|scene| scene.writer.batch(scene.batch(1 << 30)), "batch 1073741824 of client 0 follows 1 batches"),
         (|scene| scene.make(0), "batch 0 of client 0 was noted twice"),
         (|scene| scene.make_and_send_beyond(), "carries batches that were not noted"),
         (|scene| scene.writer.batch(Batch { client: 9, ..scene.batch(1) }), "a batch of client 9"),
