@@ -49,8 +49,8 @@ Examples:
 #[derive(Subcommand)]
 enum Command {
     #[command(after_help = objective::help_after(RUN_EXAMPLES))]
-    Run(run::Args),
-    Sweep(sweep::Args),
+    Run(Box<run::Args>),
+    Sweep(Box<sweep::Args>),
     Verify(verify::Args),
     Merge(merge::Args),
     Report(report::Args),
@@ -59,8 +59,8 @@ enum Command {
 
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
-        Command::Run(args) => run::run(args),
-        Command::Sweep(args) => sweep::run(args),
+        Command::Run(args) => run::run(*args),
+        Command::Sweep(args) => sweep::run(*args),
         Command::Verify(args) => verify::run(args),
         Command::Merge(args) => merge::run(args),
         Command::Report(args) => report::run(args),
