@@ -1,6 +1,6 @@
 //! What may not be: `--fail-if 'p99 > 5 ms'`. The one grammar, and its judgement of a result.
 //!
-//! An objective is `METRIC OPERATOR VALUE`, spaces free; [`GRAMMAR`] tells people the words. A time or a share of
+//! An objective is `METRIC OPERATOR VALUE`, spaces free; [`help_after`] tells people the words. A time or a share of
 //! something that was never measured fails its objective: a server that answered nothing has no p99 to be proud of.
 
 use std::fmt;
@@ -9,18 +9,23 @@ use std::str::FromStr;
 use crate::result::{Recorded, RunResult};
 use crate::units;
 
-/// For `--help`.
-pub const GRAMMAR: &str = "\
-Objectives (--fail-if), each METRIC OPERATOR VALUE in quotes, since the shell takes < and > for itself:
-  p50 p99 p99.9 .. max mean   latency, as 'p99 > 5 ms'; also 'service p99' (from the send) and
-                              'lateness p99' (the generator's own delay); units us, ms, s
-  errors                      refused or without an answer: 'errors > 0', or a share, 'errors > 0.1 %'
-  refused, refused NNN        'refused > 0', 'refused 429 > 100'
-  unknown, unknown CAUSE      without an answer: timeout, reset, refused_connection, closed, bad_answer
-  rate, points rate           acknowledged a second: 'rate < 9k', or against what was due, 'rate < 99 %'
-  points lost                 points sent that were not acknowledged in the end: 'points lost > 0'
-  retries, given up           requests sent again; batches given up after all attempts
-  cpu                         the generator's share of its core: 'cpu > 90 %'
+/// For the end of `--help` of every command with `--fail-if`. At most 98 columns, where clap would wrap it.
+pub fn help_after(examples: &str) -> String {
+    format!("{examples}\n\n{GRAMMAR}")
+}
+
+const GRAMMAR: &str = "\
+Objectives (--fail-if), each METRIC OPERATOR VALUE in quotes, since the shell takes < and > itself:
+  p50 p99 p99.9 .. max mean  latency, as 'p99 > 5 ms'; also 'service p99' (from the send) and
+                             'lateness p99' (the generator's own delay); units us, ms, s
+  errors                     refused or not answered: 'errors > 0', or a share: 'errors > 0.1%'
+  refused, refused NNN       'refused > 0', 'refused 429 > 100'
+  unknown, unknown CAUSE     without an answer: timeout, reset, refused_connection, closed,
+                             bad_answer, or never_sent
+  rate, points rate          acknowledged a second: 'rate < 9k', or of what was due: 'rate < 99%'
+  points lost                points of batches that were never acknowledged: 'points lost > 0'
+  retries, given up          requests sent again; batches given up after all attempts
+  cpu                        the generator's share of its core: 'cpu > 90%'
 Operators: >  >=  <  <=";
 
 #[derive(Clone, Debug, PartialEq)]
@@ -94,7 +99,7 @@ pub struct Failed {
 #[error("{0}")]
 pub struct Fault(String);
 
-const CAUSES: &[&str] = &["timeout", "reset", "refused_connection", "closed", "bad_answer"];
+const CAUSES: &[&str] = &["timeout", "reset", "refused_connection", "closed", "bad_answer", "never_sent"];
 const WORDS: &[&str] = &[
     "p50",
     "p90",
@@ -253,16 +258,20 @@ impl Objective {
             ),
             Metric::Count(count) => {
                 let (value, whole) = match count {
-                    Count::Errors => (totals.error_count(), totals.sent),
-                    Count::Refused(None) => (totals.refused_count(), totals.sent),
-                    Count::Refused(Some(status)) => (totals.refused.get(status).copied().unwrap_or(0), totals.sent),
-                    Count::Unknown(None) => (totals.unknown_count(), totals.sent),
-                    Count::Unknown(Some(cause)) => (totals.unknown.get(cause).copied().unwrap_or(0), totals.sent),
-                    Count::PointsLost => {
-                        (totals.points_sent.saturating_sub(totals.points_acknowledged), totals.points_sent)
+                    Count::Errors => (totals.error_count(), totals.attempts()),
+                    Count::Refused(None) => (totals.refused_count(), totals.attempts()),
+                    Count::Refused(Some(status)) => {
+                        (totals.refused.get(status).copied().unwrap_or(0), totals.attempts())
                     }
-                    Count::Retries => (totals.retries, totals.sent),
-                    Count::GivenUp => (totals.given_up, totals.sent),
+                    Count::Unknown(None) => (totals.unknown_count(), totals.attempts()),
+                    Count::Unknown(Some(cause)) => (totals.unknown.get(cause).copied().unwrap_or(0), totals.attempts()),
+                    Count::PointsLost => {
+                        let each = u64::from(result.plan.workload.batch_points);
+                        let lost = totals.given_up.saturating_mul(each);
+                        (lost, lost.saturating_add(totals.points_acknowledged))
+                    }
+                    Count::Retries => (totals.retries, totals.attempts()),
+                    Count::GivenUp => (totals.given_up, totals.attempts()),
                 };
                 match self.value {
                     Value::Share(_) => Figure::share(value as f64, whole as f64),
@@ -375,8 +384,8 @@ mod tests {
             ("rate < 1k/s", "rate < 0.9k/s", "998/s"),
             ("rate < 99.9 %", "rate < 99.5 %", "99.80 %"),
             ("points rate < 0.1M", "points rate < 99k", "99,800/s"),
-            ("points lost > 0", "points lost > 2000", "2,000"),
-            ("points lost > 0.1 %", "points lost > 1 %", "0.20 %"),
+            ("points lost > 0", "points lost > 100", "100"),
+            ("points lost > 0.01 %", "points lost > 1 %", "0.01 %"),
             ("retries > 2", "retries > 3", "3"),
             ("given up > 0", "given  up > 1", "1"),
             ("cpu > 40 %", "cpu > 90 %", "42.00 %"),

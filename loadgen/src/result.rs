@@ -77,7 +77,8 @@ pub struct Totals {
     pub acknowledged: u64,
     /// By status.
     pub refused: BTreeMap<u16, u64>,
-    /// No answer, by cause: `timeout`, `reset`, `refused_connection`, `closed`, `bad_answer`.
+    /// No answer, by cause: `timeout`, `reset`, `refused_connection`, `closed`, `bad_answer`; `never_sent` when the run was
+    /// over first.
     pub unknown: BTreeMap<String, u64>,
     /// Requests sent again.
     pub retries: u64,
@@ -176,6 +177,16 @@ impl Totals {
 
     pub fn unknown_count(&self) -> u64 {
         self.unknown.values().fold(0, |sum, n| sum.saturating_add(*n))
+    }
+
+    /// Due, but still waiting behind others when the run was over.
+    pub fn never_sent(&self) -> u64 {
+        self.unknown.get("never_sent").copied().unwrap_or(0)
+    }
+
+    /// What shares of errors are shares of: every attempt, and what never came to one.
+    pub fn attempts(&self) -> u64 {
+        self.sent.saturating_add(self.never_sent())
     }
 
     /// Refused, or without an answer.

@@ -207,7 +207,7 @@ impl Fleet {
         let interval_ns = interval_ns.max(1);
         let mut random = Xoshiro256PlusPlus::seed_from_u64(seed ^ 0x5068_6173_6573);
         let mut phases: Vec<(u64, u32)> = (0..clients)
-            .map(|client| ((u128::from(random.next_u64()) * u128::from(interval_ns) >> 64) as u64, client))
+            .map(|client| (((u128::from(random.next_u64()) * u128::from(interval_ns)) >> 64) as u64, client))
             .collect();
         phases.sort_unstable();
         Fleet { phases, interval_ns, duration_ns, at: 0, round: 0 }

@@ -114,7 +114,7 @@ def sweep(seed, capacity=42_000, **top):
             "rate": float(rate), "from_s": n * 6.0, "to_s": n * 6.0 + 5.0, "due": rate * 5, "acknowledged": min(rate, capacity) * 5,
             "errors": 120 if rate == 64000 else 0, "latency_us": encode(latency),
         })
-    return steady(seed, steps=steps, command="metricstream-loadgen sweep --target http://127.0.0.1:8186 --p99 5ms", **top)
+    return steady(seed, **{"steps": steps, "command": "metricstream-loadgen sweep --target http://127.0.0.1:8186 --p99 5ms", **top})
 
 
 def plan(rate, seconds):

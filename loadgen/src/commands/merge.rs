@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use super::{Failure, Outcome};
+use crate::objective;
 use crate::report::{self, Outputs};
 use crate::result::RunResult;
 
@@ -12,10 +13,7 @@ use crate::result::RunResult;
 /// load with the sum of their rates, runs after each other as one longer run. Of two percentiles of the same second the
 /// greater one stands, since percentiles cannot be added.
 #[derive(clap::Args)]
-#[command(after_help = "\
-Examples:
-  metricstream-loadgen merge a.json b.json --json both.json --report both.html
-  metricstream-loadgen merge run-*.json --fail-if 'p99 > 5 ms' 'errors > 0'")]
+#[command(after_help = objective::help_after(EXAMPLES))]
 pub struct Args {
     /// Results that `run --json` wrote
     #[arg(required = true, value_name = "RESULT")]
@@ -23,6 +21,11 @@ pub struct Args {
     #[command(flatten)]
     outputs: Outputs,
 }
+
+const EXAMPLES: &str = "\
+Examples:
+  metricstream-loadgen merge a.json b.json --json both.json --report both.html
+  metricstream-loadgen merge run-*.json --fail-if 'p99 > 5 ms' 'errors > 0'";
 
 pub fn run(args: Args) -> Outcome {
     args.outputs.check()?;

@@ -145,7 +145,7 @@ mod tests {
     fn split(request: &[u8]) -> (String, Vec<u8>) {
         let at = request.windows(4).position(|window| window == b"\r\n\r\n").expect("a head") + 4;
         let head = String::from_utf8(request[..at].to_vec()).expect("text");
-        let length = head.rsplit("Content-Length: ").next().expect("a length").trim().parse().expect("a number");
+        let length: usize = head.rsplit("Content-Length: ").next().expect("a length").trim().parse().expect("a number");
         assert_eq!(request.len() - at, length, "{head}");
         (head, request[at..].to_vec())
     }

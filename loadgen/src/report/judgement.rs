@@ -8,10 +8,25 @@ const LATENESS_NOTICED_US: u64 = 1_000;
 /// Share of the latency that may be the generator's own.
 const LATENESS_SHARE: f64 = 0.1;
 const CPU_SHARE: f64 = 0.9;
-const SENT_SHARE: f64 = 0.99;
+const UNSENT_SHARE: f64 = 0.01;
+
+/// What a reader of the figures must know: [`generator_limits`], and requests that never left.
+pub fn generator_warnings(result: &RunResult) -> Vec<String> {
+    let mut warnings = generator_limits(result);
+    let (due, unsent) = (result.totals.due, result.totals.never_sent());
+    if unsent as f64 > UNSENT_SHARE * due as f64 {
+        warnings.push(format!(
+            "{} of {} requests that were due were never sent: every connection was busy; if the server could take more, \
+             use more connections",
+            units::count(unsent),
+            units::count(due)
+        ));
+    }
+    warnings
+}
 
 /// Sentences, each saying what to do. Empty when the figures are the server's.
-pub fn generator_warnings(result: &RunResult) -> Vec<String> {
+pub fn generator_limits(result: &RunResult) -> Vec<String> {
     let mut warnings = Vec::new();
     let lateness_us = result.histograms.lateness_us.at(0.99);
     let latency_us = result.histograms.latency_us.at(0.99);
@@ -28,15 +43,6 @@ pub fn generator_warnings(result: &RunResult) -> Vec<String> {
             "the generator used {:.0} % of its core: the rate may be its limit and not the server's; give it a core of \
              its own, or spread the load over several processes and merge their results",
             cpu * 100.0
-        ));
-    }
-    let (due, sent) = (result.totals.due, result.totals.sent);
-    if !result.is_closed_loop() && (sent as f64) < SENT_SHARE * due as f64 {
-        warnings.push(format!(
-            "{} of {} requests that were due were never sent: every connection was busy; if the server could take more, \
-             use more connections",
-            units::count(due - sent),
-            units::count(due)
         ));
     }
     warnings
@@ -65,7 +71,7 @@ mod tests {
         assert!(generator_warnings(&busy)[0].contains("used 96 % of its core"));
 
         let mut unsent = good;
-        unsent.totals.sent = 4_000;
+        unsent.totals.unknown = [("never_sent".to_string(), 1_000)].into();
         assert!(generator_warnings(&unsent)[0].starts_with("1,000 of 5,000 requests that were due were never sent"));
     }
 }

@@ -11,7 +11,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 pub use self::files::{check as check_output, write_whole};
-pub use self::judgement::generator_warnings;
+pub use self::judgement::{generator_limits, generator_warnings};
+pub use self::table::kinds;
 use crate::commands::{Failure, Outcome};
 use crate::objective::Objective;
 use crate::result::RunResult;

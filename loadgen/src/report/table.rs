@@ -124,7 +124,7 @@ fn steps(out: &mut String, result: &RunResult) {
 fn errors(out: &mut String, result: &RunResult) {
     let totals = &result.totals;
     let count = totals.error_count();
-    let share = if totals.sent > 0 { count as f64 / totals.sent as f64 } else { 0.0 };
+    let share = if totals.attempts() > 0 { count as f64 / totals.attempts() as f64 } else { 0.0 };
     if count == 0 {
         line(out, format_args!("\nerrors      none"));
     } else {

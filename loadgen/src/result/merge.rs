@@ -218,8 +218,10 @@ fn added(mut ours: ServerSide, theirs: ServerSide) -> ServerSide {
         }
     }
     ours.acknowledge.sort_by(|a, b| a.0.total_cmp(&b.0));
-    let both = |a: Option<f64>, b: Option<f64>| Some(a? + b?).or(a).or(b);
-    ours.cpu_s = both(ours.cpu_s, theirs.cpu_s);
+    ours.cpu_s = match (ours.cpu_s, theirs.cpu_s) {
+        (Some(a), Some(b)) => Some(a + b),
+        (a, b) => a.or(b),
+    };
     ours.rss_bytes = ours.rss_bytes.max(theirs.rss_bytes);
     ours
 }

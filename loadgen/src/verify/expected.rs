@@ -92,6 +92,11 @@ pub struct Expected {
     pub notes: Vec<String>,
 }
 
+/// In the place of a batch that was not noted.
+const NO_BATCH: u32 = u32::MAX;
+/// Numbers further ahead are taken for damage.
+const GAP_MAX: u64 = 1 << 20;
+
 /// A request under way.
 struct Request {
     client: u32,
@@ -139,7 +144,8 @@ impl Expected {
                     let numbers = of_client
                         .get_mut(batch.client as usize)
                         .ok_or_else(|| wrong(format!("a batch of client {}, beyond the plan's", batch.client)))?;
-                    if batch.number != numbers.len() as u64 {
+                    // Batches may be noted out of turn, and one that never left is not noted at all.
+                    if batch.number >= numbers.len() as u64 + GAP_MAX {
                         return Err(wrong(format!(
                             "batch {} of client {} follows {} batches",
                             batch.number,
@@ -147,7 +153,11 @@ impl Expected {
                             numbers.len()
                         )));
                     }
-                    numbers.push(self.batches.len() as u32);
+                    let number = batch.number as usize;
+                    numbers.resize(numbers.len().max(number + 1), NO_BATCH);
+                    if std::mem::replace(&mut numbers[number], self.batches.len() as u32) != NO_BATCH {
+                        return Err(wrong(format!("batch {number} of client {} was noted twice", batch.client)));
+                    }
                     self.batches.push(Sent {
                         number: batch.number,
                         stamp_ns: batch.stamp_ns,
@@ -162,8 +172,9 @@ impl Expected {
                     });
                 }
                 Event::Sent { request, client, first, count } => {
-                    let known = of_client.get(client as usize).map_or(0, |numbers| numbers.len() as u64);
-                    if first.checked_add(u64::from(count)).is_none_or(|end| end > known) {
+                    let last = first.checked_add(u64::from(count)).map(|end| first as usize..end as usize);
+                    let carried = of_client.get(client as usize).zip(last).and_then(|(all, range)| all.get(range));
+                    if carried.is_none_or(|batches| batches.is_empty() || batches.contains(&NO_BATCH)) {
                         return Err(wrong(format!("request {request} carries batches that were not noted")));
                     }
                     let sent = Request { client, first, count, event };

@@ -215,7 +215,8 @@ impl<'a> Points<'a> {
         let batch = self.expected.batches[place.batch as usize];
         let point = self.expected.point(place.batch, place.index());
         self.compare(&batch, &point, &line, before);
-        if !self.options.any_order && batch.copies_max() > 0 {
+        // One too many has no place in the order.
+        if !self.options.any_order && before < batch.copies_max() {
             self.compare_order(place, &batch, &point, line.log.as_ref().map_or("", |log| &log.0));
         }
         Ok(())
@@ -284,7 +285,8 @@ impl<'a> Points<'a> {
             let other = self.expected.batches[before.batch as usize];
             let one_request =
                 batch.copies_max() == 1 && other.copies_max() == 1 && batch.first_sent == other.first_sent;
-            wrong |= one_request && (place.batch, place.index()) < (before.batch, before.index);
+            let (here, there) = (batch.batch().number, other.batch().number);
+            wrong |= one_request && (here, place.index()) < (there, before.index);
         }
         if wrong {
             let other = self.expected.point(before.batch, before.index);

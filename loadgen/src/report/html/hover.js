@@ -45,7 +45,7 @@ for (const svg of document.querySelectorAll("svg.plot")) {
     const left = nearest < width / 2;
     tip.style.left = left ? `${(nearest / width) * 100 + 2}%` : "auto";
     tip.style.right = left ? "auto" : `${(1 - nearest / width) * 100 + 2}%`;
-    for (const [name, value] of [["x1", nearest], ["x2", nearest], ["y1", 12], ["y2", height - 44]]) {
+    for (const [name, value] of [["x1", nearest], ["x2", nearest], ["y1", 12], ["y2", height - 54]]) {
       cursor.setAttribute(name, value);
     }
     cursor.removeAttribute("hidden");

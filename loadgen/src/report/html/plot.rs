@@ -5,11 +5,11 @@ use std::fmt::Write as _;
 use super::escape;
 
 const WIDTH: f64 = 560.0;
-const HEIGHT: f64 = 320.0;
-const LEFT: f64 = 74.0;
+const HEIGHT: f64 = 330.0;
+const LEFT: f64 = 80.0;
 const RIGHT: f64 = 16.0;
 const TOP: f64 = 12.0;
-const BOTTOM: f64 = 44.0;
+const BOTTOM: f64 = 54.0;
 
 /// Points of a line are thinned to this many before: more are not seen.
 pub const POINTS_MAX: usize = 600;
@@ -49,6 +49,8 @@ pub enum Style {
     Dashed,
     /// Solid, each point marked
     Marked,
+    /// Of bars
+    Filled,
 }
 
 pub struct Point {
@@ -209,7 +211,7 @@ pub struct Bars {
 
 impl Bars {
     pub fn draw(&self, out: &mut String) {
-        let names = self.series.iter().enumerate().map(|(n, (name, _))| (&**name, n, Style::Marked));
+        let names = self.series.iter().enumerate().map(|(n, (name, _))| (&**name, n, Style::Filled));
         figure(out, &self.title, &self.caption, names, |out| {
             let y = Axis {
                 name: "share of answers",
@@ -227,7 +229,7 @@ impl Bars {
                     out,
                     format_args!(
                         "<text class=\"tick below{minor}\" x=\"{x:.1}\" y=\"{:.1}\">{}</text>",
-                        HEIGHT - BOTTOM + 17.0,
+                        HEIGHT - BOTTOM + 21.0,
                         escape(label)
                     ),
                 );
@@ -270,13 +272,17 @@ fn figure<'a>(
     put(out, format_args!("<figure class=\"card\"><figcaption><h2>{}</h2>", escape(title)));
     put(out, format_args!("<p>{}</p><ul class=\"legend\">", escape(caption)));
     for (name, color, style) in names {
-        let dashed = if style == Style::Dashed { " dashed" } else { "" };
+        let (class, path) = match style {
+            Style::Filled => ("bar", "M4 0H18V8H4Z"),
+            Style::Dashed => ("line dashed", "M1 4H21"),
+            Style::Solid | Style::Marked => ("line", "M1 4H21"),
+        };
         let (color, name) = (color_class(color), escape(name));
         put(
             out,
             format_args!(
-                "<li><svg class=\"key\" viewBox=\"0 0 22 8\" aria-hidden=\"true\"><path class=\"line {color}{dashed}\" \
-             d=\"M1 4H21\"/></svg>{name}</li>"
+                "<li><svg class=\"key\" viewBox=\"0 0 22 8\" aria-hidden=\"true\"><path class=\"{class} {color}\" \
+                 d=\"{path}\"/></svg>{name}</li>"
             ),
         );
     }
@@ -302,7 +308,7 @@ fn axes(out: &mut String, x: &Axis, y: &Axis) {
             out,
             format_args!(
                 "<text class=\"tick below{minor}\" x=\"{at:.1}\" y=\"{:.1}\">{}</text>",
-                HEIGHT - BOTTOM + 17.0,
+                HEIGHT - BOTTOM + 21.0,
                 escape(&(x.label)(tick))
             ),
         );

@@ -123,6 +123,9 @@ fn percentile_line(name: String, color: usize, style: Style, recorded: &Recorded
 fn by_throughput(results: &[Labelled]) -> Plot {
     let mut lines = Vec::new();
     for (n, labelled) in results.iter().enumerate() {
+        if labelled.result.steps.is_empty() {
+            continue;
+        }
         let mut steps: Vec<_> = labelled.result.steps.iter().collect();
         steps.sort_by(|a, b| a.rate.total_cmp(&b.rate));
         let figures: &[(&str, f64)] =

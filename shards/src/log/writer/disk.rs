@@ -2,6 +2,7 @@
 
 use super::super::PAGE_BYTES;
 use super::super::block::{BLOCK_HEADER_BYTES, BlockHeader};
+use super::super::mark::Mark;
 use super::super::prepare::PreparedSegment;
 use super::super::segment::SegmentHeader;
 use super::{
@@ -169,6 +170,11 @@ impl LogWriter {
         let position = Position { segment_id: active.segment_id, offset: active.end };
         active.end += block.buf.len() as u64;
         self.previous = PreviousEnd { segment_id: active.segment_id, end: active.end, crc };
+        self.mark.publish(Mark {
+            end: self.durable_end(),
+            next_point: header.end_point(),
+            last_stamp_ns: header.last_stamp_ns,
+        });
         self.durable_block = header.block_seq;
         self.undurable_bytes -= BLOCK_HEADER_BYTES + header.payload_bytes as usize;
         let Some(commit) = block.commit else {

@@ -19,6 +19,7 @@ mod pending;
 mod terms;
 
 use super::aligned::AlignedBuf;
+use super::mark::DurableMark;
 use super::prepare::PreparedSegment;
 use super::record::BatchEncoder;
 use super::{PAGE_BYTES, PAYLOAD_BYTES_MAX};
@@ -66,6 +67,8 @@ pub struct LogWriter {
     last_commit: CommitSeq,
     durable_commit: CommitSeq,
     previous: PreviousEnd,
+    /// What readers on other threads may read
+    mark: Arc<DurableMark>,
 
     active: Option<Active>,
     spares: VecDeque<PreparedSegment>,
@@ -120,6 +123,7 @@ impl LogWriter {
             last_commit: CommitSeq(0),
             durable_commit: CommitSeq(0),
             previous: start.previous,
+            mark: Arc::new(DurableMark::new(start.mark())),
             active: None,
             spares: VecDeque::new(),
             header_page: AlignedBuf::with_capacity(PAGE_BYTES),
@@ -185,6 +189,12 @@ impl LogWriter {
     /// Behind the last durable block.
     pub fn durable_end(&self) -> Position {
         Position { segment_id: self.previous.segment_id, offset: self.previous.end }
+    }
+
+    /// Where the durable end is published from now on, for readers on other threads.
+    pub fn publish_to(mut self, mark: Arc<DurableMark>) -> LogWriter {
+        self.mark = mark;
+        self
     }
 
     pub fn durable_commit(&self) -> CommitSeq {

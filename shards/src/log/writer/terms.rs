@@ -2,6 +2,7 @@
 
 use super::super::aligned::AlignedBuf;
 use super::super::block::{BLOCK_HEADER_BYTES, BlockHeader, Records};
+use super::super::mark::Mark;
 use super::super::{PAGE_BYTES, PAYLOAD_BYTES_MAX};
 use std::path::PathBuf;
 
@@ -90,6 +91,15 @@ pub struct LogStart {
 }
 
 impl LogStart {
+    /// What recovery found durable.
+    pub fn mark(&self) -> Mark {
+        Mark {
+            end: Position { segment_id: self.previous.segment_id, offset: self.previous.end },
+            next_point: self.next_point,
+            last_stamp_ns: i64::MIN,
+        }
+    }
+
     /// A log that has no files yet.
     pub fn empty() -> LogStart {
         LogStart {
