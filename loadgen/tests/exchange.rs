@@ -174,10 +174,10 @@ fn clients_have_their_identity_and_a_closed_loop_serves_them_all() {
 fn a_closed_loop_outlives_a_server_that_goes_away() {
     let server =
         Scripted::start(|number, _| if number < 20 { Play::AnswerAndClose(OK_AND_CLOSE) } else { Play::Reset });
-    let mut plan = plan(Shape::Closed { duration_ms: 300 });
+    let mut plan = plan(Shape::Closed { duration_ms: 1500 });
     plan.transport.retry = Retry::Same { attempts: 2 };
     let totals = run(&plan, server.address).totals;
-    assert_eq!(totals.acknowledged, 20);
+    assert_eq!(totals.acknowledged, 20, "{totals:?}");
     assert_eq!(totals.sent, totals.acknowledged + totals.unknown.values().sum::<u64>());
 }
 
