@@ -235,7 +235,7 @@ impl SegmentsReader {
         if from.segment_id < log.dropped_below() {
             return Ok(self.dropped(log).await);
         }
-        if let Some(piece) = self.from_cache(log.log_id, from) {
+        if let Some(piece) = self.cached_at(log.log_id, from) {
             self.port.counters.shared.fetch_add(1, Ordering::Relaxed);
             return Ok(Answer::Piece { piece, from: from.offset });
         }
@@ -300,7 +300,7 @@ impl SegmentsReader {
         Ok(Answer::Piece { piece, from: offset })
     }
 
-    fn from_cache(&self, log_id: u32, from: Position) -> Option<Arc<Piece>> {
+    fn cached_at(&self, log_id: u32, from: Position) -> Option<Arc<Piece>> {
         let upto = (log_id, from.segment_id, from.offset);
         let (key, piece) = self.cache.range(..=upto).next_back()?;
         let same = (key.0, key.1) == (log_id, from.segment_id);
