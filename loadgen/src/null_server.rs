@@ -157,7 +157,7 @@ impl Serving {
                 connection.spare = bytes;
                 self.go_on(token.slot);
             }
-            Kind::Connect | Kind::Shutdown | Kind::Close | Kind::Cancel => {}
+            Kind::Connect | Kind::Close | Kind::Cancel => {}
         }
     }
 
@@ -207,7 +207,7 @@ impl Serving {
             self.ring.send(Token::new(Kind::Send, connection.generation, slot), connection.socket, bytes);
         } else if connection.closes {
             if connection.receiving {
-                self.ring.shutdown(Token::new(Kind::Shutdown, connection.generation, slot), connection.socket);
+                self.ring.shutdown(connection.socket);
             } else {
                 connection.is_open = false;
                 self.ring.close(Token::new(Kind::Close, connection.generation, slot), connection.socket);

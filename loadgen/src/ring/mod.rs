@@ -29,7 +29,6 @@ pub enum Kind {
     Connect = 2,
     Receive = 3,
     Send = 4,
-    Shutdown = 5,
     Close = 6,
     Cancel = 7,
 }
@@ -60,7 +59,6 @@ impl Token {
             2 => Kind::Connect,
             3 => Kind::Receive,
             4 => Kind::Send,
-            5 => Kind::Shutdown,
             6 => Kind::Close,
             7 => Kind::Cancel,
             other => unreachable!("the kernel gave back a token we never made: kind {other}"),
@@ -174,9 +172,12 @@ impl Ring {
         self.sending[slot as usize].take().expect("a send keeps its buffer")
     }
 
-    /// Ends both directions; operations under way on the socket complete.
-    pub fn shutdown(&mut self, token: Token, socket: RawFd) {
-        self.push(opcode::Shutdown::new(Fd(socket), libc::SHUT_RDWR).build(), token);
+    /// Ends both directions; operations under way on the socket complete. At once, not through the ring: there a kernel
+    /// worker would look the descriptor up later, when it may already be another connection's.
+    pub fn shutdown(&self, socket: RawFd) {
+        // SAFETY: plain system call on an open descriptor of the caller's. It fails only when the peer has gone, and then
+        // the operations complete by themselves.
+        unsafe { libc::shutdown(socket, libc::SHUT_RDWR) };
     }
 
     pub fn close(&mut self, token: Token, socket: RawFd) {

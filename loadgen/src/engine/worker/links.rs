@@ -201,7 +201,7 @@ impl Worker {
                 connection.retired |= !is_whole;
                 if connection.state == State::Closing { self.finish_closing(slot) } else { self.go_on(slot) }
             }
-            Kind::Accept | Kind::Shutdown | Kind::Close | Kind::Cancel => Ok(()),
+            Kind::Accept | Kind::Close | Kind::Cancel => Ok(()),
         }
     }
 
@@ -293,7 +293,7 @@ impl Worker {
         connection.state = State::Closing;
         if connection.receiving || connection.sending {
             // The descriptor alone would leave the socket open under the operations on it.
-            self.ring.shutdown(Token::new(Kind::Shutdown, connection.generation, slot), connection.socket);
+            self.ring.shutdown(connection.socket);
             return Ok(());
         }
         self.finish_closing(slot)
