@@ -216,9 +216,9 @@ class QuestDb(Peer):
     key, title, format, path = "questdb", "QuestDB", "line", "/write?precision=n"
     asked = "`SELECT count()` of each table"
     # With 64 it met a limit of 20,000 open files: some 12 for each of 100 names and each connection.
-    connections_max = 8
+    connections_max = 4
     does_not = ("Commits each request to a WAL of each table without flushing it (its default). No windows and no quantiles while points come in, "
-                "no limiter. Many names are its weak spot: each is a table, with a WAL for each connection, so it gets 8 connections only; its pages are set small, and vm.max_map_count is raised while it runs, where that is allowed.")
+                "no limiter. Many names are its weak spot: each is a table, with a WAL for each connection, so it gets 4 connections only; its pages are set small, and vm.max_map_count is raised while it runs, where that is allowed.")
 
     def install(self):
         self.jar = install.questdb()
