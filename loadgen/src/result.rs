@@ -143,6 +143,15 @@ impl RunResult {
         !self.steps.is_empty() && matches!(self.plan.shape, Shape::Constant { .. })
     }
 
+    /// As they came, and by rate those of a sweep, which tries them in an order of its own.
+    pub fn steps_in_order(&self) -> Vec<&Stretch> {
+        let mut steps: Vec<_> = self.steps.iter().collect();
+        if self.is_sweep() {
+            steps.sort_by(|a, b| a.rate.total_cmp(&b.rate));
+        }
+        steps
+    }
+
     /// The same, fit to be shown to others: without the token it was made with.
     pub fn without_secrets(&self) -> RunResult {
         let mut shown = self.clone();

@@ -1,6 +1,7 @@
 """The load generator's HTML page, in a browser: drawn, quiet, self-contained, and readable on a phone."""
 
 import json
+import re
 import shutil
 import subprocess
 
@@ -245,3 +246,50 @@ def test_what_cannot_be_done_is_said_in_one_sentence(tmp_path, arguments, senten
     assert sentence in done.stderr, done.stderr
     assert "panicked" not in done.stderr
     assert not (tmp_path / "out.html").exists()
+
+
+@pytest.fixture
+def null_server():
+    """Factory of null servers; gives their addresses."""
+    running = []
+
+    def start(*arguments):
+        process = subprocess.Popen([loadresult.loadgen_binary(), "null-server", "--listen", "127.0.0.1:0", *arguments],
+                                   stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        running.append(process)
+        line = process.stdout.readline()
+        found = re.search(r"127\.0\.0\.1:\d+", line)
+        assert found, line
+        return f"http://{found[0]}"
+
+    yield start
+    for process in running:
+        process.terminate()
+        process.wait(10)
+
+
+def sweep_of(target, out, *arguments):
+    return loadgen("sweep", "--target", target, "--from", "50", "--to", "200", "--step-duration", "1s", "--pause", "100ms",
+                   "--batch", "1", "--quiet", "--json", out, *arguments)
+
+
+def test_a_sweep_of_a_server_without_limits_reaches_its_end(tmp_path, null_server, browser):
+    out, page = tmp_path / "out.json", tmp_path / "out.html"
+    done = sweep_of(null_server(), out, "--p99", "2s", "--report", page)
+    assert done.returncode == 0, done.stderr
+    assert "200 requests/s, the highest rate tried, meet a p99 of 2.00 s" in done.stdout
+    result = json.loads(out.read_text())
+    assert [step["rate"] for step in result["steps"]] == [50.0, 100.0, 200.0]
+    assert result["plan"]["shape"]["constant"]["rate"] == 200.0
+    with Opened(browser, page, 360) as opened:
+        assert "Latency against throughput" in [plot["title"] for plot in opened.plots()]
+        opened.judge()
+
+
+def test_a_sweep_of_a_server_that_stalls_fails_at_the_lowest_rate(tmp_path, null_server):
+    out = tmp_path / "out.json"
+    done = sweep_of(null_server("--stall", "300ms", "--every", "600ms"), out, "--p99", "100ms")
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.count("fails: p99 ") == 2
+    assert "even 50.0 requests/s did not meet a p99 of 100 ms; try a lower --from" in done.stdout
+    assert len(json.loads(out.read_text())["steps"]) == 2

@@ -105,15 +105,14 @@ pub fn run(args: Args) -> Outcome {
             epoch_ns: base.epoch_ns + begun.elapsed().as_nanos() as i64,
             ..base.clone()
         };
-        eprint!("step {:<3} {:>9} requests/s  ", gathered.steps.len() + 1, units::rate(rate));
         let options = args.load.options(target, &plan).map_err(Stop::Failed)?;
         let result = engine::run(&plan, options).map_err(Stop::Failed)?;
         if interrupted.load(Ordering::Relaxed) {
-            eprintln!("interrupted");
             return Err(Stop::Interrupted);
         }
         let step = Step::of(result, rate, args.step_duration.as_secs_f64(), args.p99);
-        eprintln!("{}", step.line());
+        // After the live line, which has told the rate meanwhile.
+        eprintln!("step {:<3} {:>9} requests/s  {}", gathered.steps.len() + 1, units::rate(rate), step.line());
         let holds = step.faults.is_empty();
         gathered.add(step);
         Ok(holds)

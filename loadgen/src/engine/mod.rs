@@ -46,6 +46,8 @@ pub struct Options {
 /// Fails when nothing can be reached at the start, when the server's own figures were asked for and cannot be had, and
 /// when the ledger cannot be written: nothing is sent that it does not hold.
 pub fn run(plan: &Plan, options: Options) -> Result<RunResult, Failure> {
+    // Before this thread keeps to one of the cores it counts.
+    let machine = machine::describe();
     machine::pin(options.core)?;
     machine::raise_descriptor_limit(u64::from(plan.transport.connections) + 64)?;
     machine::wake_on_time();
@@ -68,7 +70,7 @@ pub fn run(plan: &Plan, options: Options) -> Result<RunResult, Failure> {
         version: 1,
         tool: concat!("metricstream-loadgen ", env!("CARGO_PKG_VERSION")).to_owned(),
         command: std::env::args().collect::<Vec<_>>().join(" "),
-        machine: machine::describe(),
+        machine,
         started_unix_ms,
         target: target.to_string(),
         plan: plan.clone(),

@@ -173,7 +173,6 @@ impl Reader {
         }
         // Line by line: each is looked at once however the bytes are split.
         let end = loop {
-            let from = self.line.len();
             match memchr::memchr(b'\n', bytes) {
                 None => {
                     self.line.extend_from_slice(bytes);
@@ -191,8 +190,8 @@ impl Reader {
             if self.line.ends_with(b"\r\n\r\n") {
                 break self.line.len();
             }
-            // A line that ends without CR, or an empty first line: no head of ours.
-            if !self.line.ends_with(b"\r\n") || from == 0 && !self.line.starts_with(b"HTTP/1.") {
+            // A line that ends without CR, or a first line of something else.
+            if !self.line.ends_with(b"\r\n") || !self.line.starts_with(b"HTTP/1.") {
                 return Err(BadAnswer);
             }
             if bytes.is_empty() {

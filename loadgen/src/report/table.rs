@@ -104,7 +104,7 @@ fn steps(out: &mut String, result: &RunResult) {
         out,
         format_args!("\n{:>14}{:>14}{:>10}{:>10}{:>10}{:>10}", "requests/s", "achieved", "errors", "p50", "p99", "max"),
     );
-    for step in &result.steps {
+    for step in result.steps_in_order() {
         let latency = &step.latency_us;
         line(
             out,

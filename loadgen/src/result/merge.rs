@@ -219,8 +219,8 @@ fn added(mut ours: ServerSide, theirs: ServerSide) -> ServerSide {
     }
     ours.acknowledge.sort_by(|a, b| a.0.total_cmp(&b.0));
     ours.cpu_s = match (ours.cpu_s, theirs.cpu_s) {
-        (Some(a), Some(b)) => Some(a + b),
-        (a, b) => a.or(b),
+        (Some(ours), Some(theirs)) => Some(ours + theirs),
+        (ours, theirs) => ours.or(theirs),
     };
     ours.rss_bytes = ours.rss_bytes.max(theirs.rss_bytes);
     ours

@@ -204,6 +204,20 @@ impl Ring {
         // A want of 1 with a zero timeout is "do not wait, but do run deferred work": without it the library leaves
         // GETEVENTS out.
         Self::check(self.ring.submitter().submit_with_args(1, &args));
+        self.take(completions);
+    }
+
+    /// As [`Ring::turn`] without waiting, and without the cost of a timer.
+    pub fn poll(&mut self, completions: &mut Vec<Completion>) {
+        const GETEVENTS: u32 = 1;
+        let queued = std::mem::take(&mut self.queued);
+        // SAFETY: no pointer is passed (no signal set); what is submitted was pushed under `push`'s contract.
+        let entered = unsafe { self.ring.submitter().enter::<libc::sigset_t>(queued, 0, GETEVENTS, None) };
+        Self::check(entered);
+        self.take(completions);
+    }
+
+    fn take(&mut self, completions: &mut Vec<Completion>) {
         for cqe in self.ring.completion() {
             let buffer = cqueue::buffer_select(cqe.flags());
             if buffer.is_some() {

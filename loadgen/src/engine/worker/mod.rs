@@ -78,6 +78,8 @@ pub struct Worker {
     is_draining: bool,
     /// What has no answer by now gets none.
     has_ended: bool,
+    /// Looks at the ring for a while before it sleeps.
+    spins: bool,
     spun_ns: u64,
     interrupted: Arc<AtomicBool>,
 }
@@ -152,6 +154,8 @@ impl Worker {
             next_check_ns: 0,
             is_draining: false,
             has_ended: false,
+            // A single core has better uses for the time: the server's.
+            spins: std::thread::available_parallelism().is_ok_and(|cores| cores.get() > 1) || options.core.is_some(),
             spun_ns: 0,
             interrupted,
             plan: plan.clone(),
@@ -320,24 +324,19 @@ impl Worker {
         Ok(())
     }
 
-    /// One enter, then everything that it brought. `until_ns` is on the run's clock.
+    /// Hands over what was pushed and takes what completed, until `until_ns` (on the run's clock) at the latest.
     fn turn(&mut self, until_ns: u64) -> Result<(), Failure> {
         self.hand_over()?;
-        let wait_ns = until_ns.saturating_sub(self.now_ns);
         let mut completions = std::mem::take(&mut self.completions);
-        self.ring.turn(wait_ns.saturating_sub(SPIN_NS), &mut completions);
-        let mut now_ns = self.read_clock();
-        if completions.is_empty() && now_ns < until_ns {
-            let since_ns = now_ns;
-            while now_ns < until_ns && !self.ring.is_ready() {
-                std::hint::spin_loop();
-                now_ns = self.read_clock();
+        if self.spins {
+            self.ring.poll(&mut completions);
+            self.read_clock();
+            if completions.is_empty() {
+                self.wait_spinning(until_ns, &mut completions);
             }
-            self.spun_ns += now_ns - since_ns;
-            if now_ns < until_ns {
-                self.ring.turn(0, &mut completions);
-                self.read_clock();
-            }
+        } else {
+            self.ring.turn(until_ns.saturating_sub(self.now_ns), &mut completions);
+            self.read_clock();
         }
         for completion in completions.drain(..) {
             self.complete(completion)?;
@@ -347,6 +346,38 @@ impl Worker {
         }
         self.completions = completions;
         Ok(())
+    }
+
+    /// Sleeping and waking up takes tens of microseconds, which would be the generator's own: so it looks at the ring
+    /// for as long before it sleeps, and wakes up as long before the moment it waits for.
+    fn wait_spinning(&mut self, until_ns: u64, completions: &mut Vec<Completion>) {
+        let is_found = self.spin(until_ns.min(self.now_ns + SPIN_NS));
+        if is_found || self.now_ns >= until_ns {
+            self.ring.poll(completions);
+        } else {
+            self.ring.turn(until_ns.saturating_sub(self.now_ns + SPIN_NS), completions);
+            self.read_clock();
+            if completions.is_empty() && self.spin(until_ns) {
+                self.ring.poll(completions);
+            }
+        }
+        self.read_clock();
+    }
+
+    /// Looks at the ring until it holds something (true) or the moment has come.
+    fn spin(&mut self, until_ns: u64) -> bool {
+        let since_ns = self.now_ns;
+        let is_found = loop {
+            if self.ring.is_ready() {
+                break true;
+            }
+            if self.read_clock() >= until_ns {
+                break false;
+            }
+            std::hint::spin_loop();
+        };
+        self.spun_ns += self.now_ns.saturating_sub(since_ns);
+        is_found
     }
 
     /// The end: what has no answer yet will not get one.

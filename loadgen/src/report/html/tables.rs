@@ -111,12 +111,7 @@ pub fn steps(out: &mut String, results: &[Labelled]) {
             "<thead><tr><th>requests/s</th><th>achieved</th><th>errors</th><th>p50</th><th>p99</th><th>p99.9</th>\
              <th>max</th></tr></thead><tbody>",
         );
-        let mut steps: Vec<_> = labelled.result.steps.iter().collect();
-        // A search tries them in an order of its own.
-        if labelled.result.is_sweep() {
-            steps.sort_by(|a, b| a.rate.total_cmp(&b.rate));
-        }
-        for step in steps {
+        for step in labelled.result.steps_in_order() {
             let bad = step.errors > 0 || step.achieved_rate() < 0.99 * step.rate;
             put(out, format_args!("<tr{}>", if bad { " class=\"bad\"" } else { "" }));
             put(out, format_args!("<th>{}</th><td>{}</td>", units::rate(step.rate), units::rate(step.achieved_rate())));
