@@ -1,6 +1,7 @@
 """A server under measurement: on one core, in a directory of its own, ended by its process id."""
 
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -22,8 +23,11 @@ def free_port():
 
 
 def get(url, timeout=10, data=None):
-    with urllib.request.urlopen(url, data=data, timeout=timeout) as answer:
-        return answer.read()
+    try:
+        with urllib.request.urlopen(url, data=data, timeout=timeout) as answer:
+            return answer.read()
+    except urllib.error.HTTPError as error:
+        raise OSError(f"{error}: {error.read()[:200].decode(errors='replace')}") from error
 
 
 def _stat(pid):
@@ -33,12 +37,25 @@ def _stat(pid):
     return int(fields[1]), sum(int(n) for n in fields[11:15])
 
 
+def _all_the_files():
+    """As a service manager would: as many open files as the machine lets it have."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    for wanted in (1_048_576, hard):
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, max(wanted, hard)))
+            return
+        except (OSError, ValueError):
+            continue
+
+
 class Process:
-    def __init__(self, command, cwd, port, ready=None):
-        self.port, self.cwd, self.command = port, cwd, command
+    def __init__(self, command, cwd, port, ready=None, after=None):
+        """`ready`: an address that answers once it serves. `after` runs when it has stopped."""
+        self.port, self.cwd, self.command, self.after = port, cwd, command, after
         self.log = open(os.path.join(cwd, "output"), "wb")
         self.process = subprocess.Popen(["taskset", "-c", str(SERVER_CORE), *command], cwd=cwd, stdin=subprocess.DEVNULL,
-                                        stdout=self.log, stderr=self.log, start_new_session=True)
+                                        stdout=self.log, stderr=self.log, start_new_session=True,
+                                        preexec_fn=_all_the_files)
         self.pid = self.process.pid
         try:
             self._wait_until_ready(ready)
@@ -103,4 +120,6 @@ class Process:
                 os.killpg(self.pid, signal.SIGKILL)  # the session that was started for it
                 self.process.wait(20)
         self.log.close()
+        if self.after:
+            self.after()
         shutil.rmtree(self.cwd, ignore_errors=True)
