@@ -39,8 +39,8 @@ def loadgen(*arguments, timeout=120):
 
 
 def serving(make_server, **settings):
-    return make_server(node={"shards": 2}, windows=WINDOWS, limiter={"requests_per_s": "unlimited"},
-                       listen_extra={"trust_client_id_header": True}, **settings).start()
+    return make_server(node={"shards": 2}, windows=WINDOWS,
+                       listen={"trust_client_id_header": True}, **settings).start()
 
 
 def run(server, flags, tmp_path, seed):
@@ -80,7 +80,7 @@ def test_every_kind_of_load_is_held_as_it_was_sent_and_the_books_are_equal(real_
     windows = loadgen("verify", "--ledger", ledger, "--windows", url)
     assert windows.returncode == 0, windows.stdout + windows.stderr
 
-    server.stop()
+    server.terminate()
     log = loadgen("verify", "--ledger", ledger, "--log-dump", dump(server, tmp_path / "dump"), "--json")
     assert log.returncode == 0, log.stdout + log.stderr
 
@@ -88,7 +88,7 @@ def test_every_kind_of_load_is_held_as_it_was_sent_and_the_books_are_equal(real_
 def test_a_line_taken_out_of_a_dump_or_altered_in_it_is_named(real_server_only, make_server, tmp_path):
     server = serving(make_server)
     ledger, _ = run(server, LOADS["constant"], tmp_path, seed=77)
-    server.stop()
+    server.terminate()
     lines = dump(server, tmp_path / "dump").read_text().splitlines(keepends=True)
     at = next(n for n in range(len(lines) // 2, len(lines)) if '"value":' in lines[n])
     altered = re.sub(r'"value":\s*(-?[0-9.]+)', lambda m: m[0] + ("1" if "." in m[1] else ".5"), lines[at])
@@ -116,7 +116,7 @@ def test_retries_over_a_restart_lose_nothing_and_count_once(real_server_only, ma
     assert totals["retries"] > 0 and totals["given_up"] == 0, totals
     windows = loadgen("verify", "--ledger", ledger, "--windows", f"http://127.0.0.1:{server.admin_port}")
     assert windows.returncode == 0, windows.stdout + windows.stderr
-    server.stop()
+    server.terminate()
     log = loadgen("verify", "--ledger", ledger, "--log-dump", dump(server, tmp_path / "dump"))
     assert log.returncode == 0, log.stdout + log.stderr
 
@@ -134,7 +134,7 @@ def test_a_fleet_of_10_000_for_two_minutes_loses_nothing(real_server_only, make_
     assert totals["acknowledged"] == totals["due"] == totals["sent"], totals
     windows = loadgen("verify", "--ledger", ledger, "--windows", f"http://127.0.0.1:{server.admin_port}", timeout=600)
     assert windows.returncode == 0, windows.stdout + windows.stderr
-    server.stop()
+    server.terminate()
     log = loadgen("verify", "--ledger", ledger, "--log-dump", dump(server, tmp_path / "dump"), timeout=600)
     print(log.stdout)
     assert log.returncode == 0, log.stdout + log.stderr
@@ -169,7 +169,7 @@ def test_a_full_disk_under_the_ledger_ends_the_run_and_the_ledger_stays_readable
     done = loadgen("run", "--target", f"http://127.0.0.1:{server.ingest_port}", "--closed", "--duration", "60s", "--batch", "1",
                    "--ledger", ledger)
     assert done.returncode == 2 and "ledger" in done.stderr and "panicked" not in done.stderr, done.stderr
-    server.stop()
+    server.terminate()
     log = loadgen("verify", "--ledger", ledger, "--log-dump", dump(server, small_disk.parent / "dump"))
     assert log.returncode == 0, log.stdout + log.stderr
 

@@ -1,3 +1,5 @@
+//! `null-server`: the server that does nothing, and says where it listens.
+
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;

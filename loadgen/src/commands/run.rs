@@ -1,3 +1,5 @@
+//! `run`: one load, from its flags to its outputs.
+
 use super::Outcome;
 use super::load_args::{LoadArgs, ShapeArgs};
 use crate::{engine, report};

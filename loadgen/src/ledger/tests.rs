@@ -1,3 +1,5 @@
+//! The ledger over kills, damage and full disks, and its golden file.
+
 use std::path::Path;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! A result made by code, for the tests of everything that shows results.
+
 use std::collections::BTreeMap;
 
 use super::*;

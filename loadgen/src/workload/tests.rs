@@ -1,3 +1,5 @@
+//! The same plan gives the same bytes; every point has an identity of its own; parsers read back what was written.
+
 use std::collections::HashSet;
 
 use super::testing::plan;
