@@ -93,8 +93,8 @@ def test_a_line_taken_out_of_a_dump_or_altered_in_it_is_named(real_server_only, 
     at = next(n for n in range(len(lines) // 2, len(lines)) if '"value":' in lines[n])
     altered = re.sub(r'"value":\s*(-?[0-9.]+)', lambda m: m[0] + ("1" if "." in m[1] else ".5"), lines[at])
     assert altered != lines[at]
-    for word, lie in (("missing", lines[:at] + lines[at + 1:]), ("more often", lines[:at + 1] + lines[at:]),
-                      ("value", lines[:at] + [altered] + lines[at + 1:])):
+    for word, lie in (("missing", lines[:at] + lines[at + 1:]), ("doubled", lines[:at + 1] + lines[at:]),
+                      ("altered", lines[:at] + [altered] + lines[at + 1:])):
         (tmp_path / "lie").write_text("".join(lie))
         done = loadgen("verify", "--ledger", ledger, "--log-dump", tmp_path / "lie")
         assert done.returncode == 1 and word in done.stdout + done.stderr, (word, done.stdout, done.stderr)
