@@ -106,7 +106,7 @@ impl RetryBudget {
         RetryBudget { thousandths: BUDGET_MAX as i64 * 1000, filled_at_ms: now_ms, exhausted: 0 }
     }
 
-    fn fill(&mut self, now_ms: u64) {
+    pub fn fill(&mut self, now_ms: u64) {
         let passed_ms = now_ms.saturating_sub(self.filled_at_ms);
         self.filled_at_ms = self.filled_at_ms.max(now_ms);
         // A retry is 1000 thousandths and a second 1000 ms: no division.
