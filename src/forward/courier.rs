@@ -103,14 +103,24 @@ struct InFlight {
     settled: Option<Settled>,
 }
 
+/// Where a sink stands in a log when the process starts.
+pub struct Place {
+    pub log: Arc<LogShare>,
+    /// The cursor
+    pub found: Option<Cursor>,
+    /// Where it is kept
+    pub path: PathBuf,
+    pub start: Start,
+    /// Number of the oldest point there is, as far as headers tell: only for showing how far there is to go
+    pub oldest_point: u64,
+}
+
 pub struct Parts {
     pub name: Arc<str>,
     pub node_id: u128,
     pub sink: Box<dyn Sink>,
     pub filter: Filter,
-    /// Each log with the cursor that was found for it
-    pub logs: Vec<(Arc<LogShare>, Option<Cursor>, PathBuf)>,
-    pub start: Start,
+    pub logs: Vec<Place>,
     pub books: Arc<SinkBooks>,
     pub reader: Arc<ReaderPort>,
     pub retry_most: Duration,
@@ -127,9 +137,7 @@ impl Courier {
             .logs
             .into_iter()
             .zip(&parts.books.logs)
-            .map(|((log, found, path), (_, books))| {
-                Feed::new(log, books.clone(), found, path, &parts.name, parts.node_id, parts.start, now)
-            })
+            .map(|(place, (_, books))| Feed::new(place, books.clone(), &parts.name, parts.node_id, now))
             .collect();
         Courier {
             backoff: Backoff::new(RETRY_FIRST, parts.retry_most, wall_ns() as u64),
@@ -469,17 +477,8 @@ impl Courier {
 }
 
 impl Feed {
-    #[allow(clippy::too_many_arguments)] // made in one place
-    fn new(
-        log: Arc<LogShare>,
-        books: Arc<LogBooks>,
-        found: Option<Cursor>,
-        path: PathBuf,
-        sink: &str,
-        node_id: u128,
-        start: Start,
-        now: Instant,
-    ) -> Feed {
+    fn new(place: Place, books: Arc<LogBooks>, sink: &str, node_id: u128, now: Instant) -> Feed {
+        let Place { log, found, path, start, oldest_point } = place;
         let mark = log.mark.get();
         let fresh = Cursor {
             node_id,
@@ -487,8 +486,8 @@ impl Feed {
             sink: sink.to_owned(),
             sequence: 0,
             at: Position::default(),
-            next_point: 0,
-            first_point: 0,
+            next_point: oldest_point,
+            first_point: oldest_point,
             settled_stamp_ns: i64::MIN,
             totals: Totals::default(),
         };
@@ -600,6 +599,5 @@ impl Feed {
         books.segment_id.store(cursor.at.segment_id, Ordering::Relaxed);
         books.offset.store(cursor.at.offset, Ordering::Relaxed);
         books.next_point.store(cursor.next_point, Ordering::Relaxed);
-        books.is_placed.store(self.placed, Ordering::Release);
     }
 }
