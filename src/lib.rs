@@ -7,6 +7,7 @@ pub mod backplane;
 pub mod config;
 pub mod data_dir;
 pub mod flush_probe;
+pub mod forward;
 pub mod log_command;
 pub mod logging;
 pub mod placement;

@@ -160,6 +160,7 @@ pub fn reducer(config: &Config, shards: usize, rebuilds: usize, epoch: u64) -> r
             })
             .collect(),
         windows_s,
+        keep_state: false,
         memory_bytes_max: config.windows.reducer_bytes_max.bytes() as usize,
         shards: shards as u16,
         rebuilds: rebuilds as u16,
