@@ -20,8 +20,7 @@ const OFFSET_BITS: u32 = 48;
 
 impl Ticket {
     fn new(unit: u64, offset: u64) -> Ticket {
-        assert!(offset < 1 << OFFSET_BITS, "a unit is one read of a log");
-        Ticket(unit << OFFSET_BITS | offset)
+        Ticket(unit << OFFSET_BITS | offset & ((1 << OFFSET_BITS) - 1))
     }
     pub fn to_bits(self) -> usize {
         self.0 as usize
@@ -33,8 +32,9 @@ impl Ticket {
     pub fn unit(self) -> u16 {
         (self.0 >> OFFSET_BITS) as u16
     }
+    /// Of the record in its unit; blocks written a second time may begin a little before it.
     fn offset(self) -> u64 {
-        self.0 & ((1 << OFFSET_BITS) - 1)
+        ((self.0 << (64 - OFFSET_BITS)) as i64 >> (64 - OFFSET_BITS)) as u64
     }
 }
 
@@ -146,6 +146,10 @@ impl Flight {
         }
     }
 
+    pub fn is_singly(&self) -> bool {
+        self.mode == Mode::Singly
+    }
+
     /// How the next producer is to send.
     pub fn mode(&self) -> Mode {
         self.mode
@@ -174,7 +178,7 @@ impl Flight {
     pub fn ticket(&self, number: u64) -> Ticket {
         let unit = self.units.back().expect("a unit was begun");
         let at = self.first_unit + self.units.len() as u64 - 1;
-        Ticket::new(at & 0xFFFF, number - unit.first_number)
+        Ticket::new(at & 0xFFFF, number.wrapping_sub(unit.first_number))
     }
 
     /// librdkafka has taken a record of the last unit.
@@ -204,7 +208,7 @@ impl Flight {
     /// In `Singly` mode each suspect is known by its report, so that the mode can end.
     pub fn settled_singly(&mut self, ticket: Ticket) {
         if let Some(unit) = self.unit_mut(ticket.unit()) {
-            let suspect = (unit.log_id, unit.first_number + ticket.offset());
+            let suspect = (unit.log_id, unit.first_number.wrapping_add(ticket.offset()));
             self.suspects.remove(&suspect);
         }
     }
@@ -216,7 +220,7 @@ impl Flight {
         let about_record = matches!(blame, Blame::TooLarge | Blame::Record);
         let Some(unit) = self.unit_mut(ticket.unit()) else { return Failed::Noted };
         if about_record {
-            let suspect = (unit.log_id, unit.first_number + ticket.offset());
+            let suspect = (unit.log_id, unit.first_number.wrapping_add(ticket.offset()));
             if mode == Mode::Singly {
                 self.culprit_found |= self.suspects.remove(&suspect);
                 return Failed::DeadLetter;

@@ -6,17 +6,10 @@
 use metricstream_shards::point::series_key::Parsed;
 use metricstream_shards::window::state::{StateView, SumView};
 
+use super::super::unit::Value;
 use crate::reducer::encode::RecordView;
 
-/// A point's value.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Value<'a> {
-    Float(f64),
-    Int(i64),
-    UInt(u64),
-    Bool(bool),
-    Text(&'a str),
-}
+const NS_PER_MS: i64 = 1_000_000;
 
 /// What all points of a series have in common: everything up to the value.
 pub fn put_series(series: &Parsed<'_>, out: &mut Vec<u8>) {
@@ -34,7 +27,12 @@ pub fn put_point(value: Value<'_>, timestamp_ns: i64, out: &mut Vec<u8>) {
     out.extend_from_slice(b",\"value\":");
     put_value(value, out);
     out.extend_from_slice(b",\"timestamp\":");
-    put_integer(timestamp_ns, out);
+    let (ms, rest) = (timestamp_ns.div_euclid(NS_PER_MS), timestamp_ns.rem_euclid(NS_PER_MS));
+    put_integer(ms, out);
+    if rest != 0 {
+        out.extend_from_slice(b",\"timestamp_ns\":");
+        put_integer(timestamp_ns, out);
+    }
     out.push(b'}');
 }
 
@@ -69,7 +67,7 @@ pub fn put_window(view: &RecordView<'_>, series: &Parsed<'_>, state: Option<Stat
         out.extend_from_slice(b"\":");
         put(out);
     };
-    member("window_start_ms", &mut |out| put_integer(view.start_ms, out));
+    member("start_ms", &mut |out| put_integer(view.start_ms, out));
     member("window_s", &mut |out| put_integer(view.window_s, out));
     member("era", &mut |out| put_integer(view.era, out));
     member("revision", &mut |out| put_integer(view.revision, out));
@@ -238,7 +236,7 @@ mod tests {
         #[test]
         fn any_text_comes_back(name in any::<String>(), client in any::<String>(), text in any::<String>()) {
             let read = parse(&point(&name, &client, &[(&text, &name)], Value::Text(&text), -1));
-            let expected = json!({"name": name, "client_id": client, "tags": {&text: name}, "value": text, "timestamp": -1});
+            let expected = json!({"name": name, "client_id": client, "tags": {&text: name}, "value": text, "timestamp": -1, "timestamp_ns": -1});
             prop_assert_eq!(read, expected);
         }
 
@@ -250,7 +248,8 @@ mod tests {
                 let text = String::from_utf8(point("n", "c", &[], Value::Float(float), int)).expect("UTF-8");
                 let number = text.split("\"value\":").nth(1).and_then(|rest| rest.split(',').next()).expect("a value");
                 prop_assert_eq!(number.parse::<f64>().expect("a number").to_bits(), bits);
-                prop_assert_eq!(read["timestamp"].as_i64(), Some(int));
+                let ns = read.get("timestamp_ns").and_then(Json::as_i64).or_else(|| Some(read["timestamp"].as_i64()? * NS_PER_MS));
+                prop_assert_eq!(ns, Some(int));
             }
             prop_assert_eq!(parse(&point("n", "c", &[], Value::Int(int), 0))["value"].as_i64(), Some(int));
             prop_assert_eq!(parse(&point("n", "c", &[], Value::UInt(bits), 0))["value"].as_u64(), Some(bits));
@@ -260,9 +259,9 @@ mod tests {
     #[test]
     fn a_point_is_the_platforms_json() {
         let bytes =
-            point("cpu", "10.0.0.1", &[("dc", "eu"), ("host", "a")], Value::Float(1.5), 1_700_000_000_000_000_001);
+            point("cpu", "10.0.0.1", &[("dc", "eu"), ("host", "a")], Value::Float(1.5), 1_700_000_000_123_000_000);
         let expected = "{\"name\":\"cpu\",\"client_id\":\"10.0.0.1\",\"tags\":{\"dc\":\"eu\",\"host\":\"a\"},\
-                        \"value\":1.5,\"timestamp\":1700000000000000001}";
+                        \"value\":1.5,\"timestamp\":1700000000123}";
         assert_eq!(String::from_utf8(bytes).expect("UTF-8"), expected);
         assert_eq!(parse(&point("n", "c", &[], Value::Bool(true), 0))["value"], json!(true));
     }

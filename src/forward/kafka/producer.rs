@@ -4,15 +4,14 @@
 //! thread; nothing here waits, except [`Producer::new`] and dropping (for librdkafka's own threads, some milliseconds).
 
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use rdkafka::ClientConfig;
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, KafkaResult};
-use rdkafka::message::{DeliveryResult, Message, OwnedHeaders};
-use rdkafka::producer::{BaseProducer, BaseRecord, ProducerContext};
+use rdkafka::message::{DeliveryResult, Headers, Message, OwnedHeaders};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _, ProducerContext, PurgeConfig};
 use rdkafka::types::RDKafkaErrorCode as Code;
 
 use super::flight::{Mode, Ticket};
@@ -32,6 +31,8 @@ pub struct FailedRecord {
     pub ticket: Ticket,
     pub code: Code,
     pub topic: String,
+    /// As in its header
+    pub id: String,
     /// Of key and value
     pub bytes: usize,
     pub key: Vec<u8>,
@@ -53,8 +54,6 @@ struct Context {
     sink: String,
     singly: bool,
     reports: Mutex<Reports>,
-    /// Brokers that went away or did not answer, as librdkafka counts them
-    connection_errors: AtomicU64,
 }
 
 impl ClientContext for Context {
@@ -72,7 +71,6 @@ impl ClientContext for Context {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        self.connection_errors.fetch_add(1, Ordering::Relaxed);
         tracing::warn!(sink = %self.sink, "Kafka cannot be reached, records wait in the log: {error}: {reason}");
     }
 }
@@ -99,7 +97,12 @@ impl ProducerContext for Context {
                 let code = error.rdkafka_error_code().unwrap_or(Code::Fail);
                 // Their contents are wanted only when they are set aside, which is in this mode.
                 let keep = |bytes: &[u8]| if self.singly { bytes.to_vec() } else { Vec::new() };
+                let id = message.headers().and_then(|headers| {
+                    let header = headers.iter().find(|header| header.key == "id")?;
+                    Some(String::from_utf8_lossy(header.value?).into_owned())
+                });
                 reports.failed.push(FailedRecord {
+                    id: id.unwrap_or_default(),
                     ticket,
                     code,
                     topic: message.topic().to_owned(),
@@ -142,7 +145,6 @@ impl Producer {
             sink: sink.to_owned(),
             singly: mode == Mode::Singly,
             reports: Mutex::default(),
-            connection_errors: AtomicU64::new(0),
         };
         Ok(Producer { inner: config.create_with_context(context)? })
     }
@@ -170,15 +172,19 @@ impl Producer {
 
     /// Swaps what the reports said so far with `reports`, which comes empty.
     pub fn poll(&self, wait: Duration, reports: &mut Reports) {
-        use rdkafka::producer::Producer as _;
         self.inner.poll(wait);
         let mut gathered = self.inner.context().reports.lock().expect("nobody panics with the reports in hand");
         std::mem::swap(&mut *gathered, reports);
     }
 
-    pub fn connection_errors(&self) -> u64 {
-        use rdkafka::producer::Producer as _;
-        self.inner.context().connection_errors.load(Ordering::Relaxed)
+    /// Lets reports come in, without handing them out.
+    pub fn wait(&self, wait: Duration) {
+        self.inner.poll(wait);
+    }
+
+    /// Gives up what is on its way; the reports say so.
+    pub fn purge(&self) {
+        self.inner.purge(PurgeConfig::default().queue().inflight());
     }
 }
 
