@@ -165,6 +165,26 @@ Examples:
   metricstream log dump --data-dir /var/lib/metricstream --from 2026-01-31T12:00:00Z | head
   metricstream log dump --shard 0 --from 1769860800000 --to 1769864400000 | jq -r .name | sort | uniq -c")]
     Dump(LogArgs),
+    /// Show how far each sink has been served
+    ///
+    /// One line for each sink and log: where its cursor stands, how far that is behind the log, and what has become of
+    /// the points before it. Reads files only, and works while a server runs. Exits 3 when a cursor is damaged.
+    #[command(after_help = "\
+Examples:
+  metricstream --config /etc/metricstream.toml log cursors
+  metricstream log cursors --data-dir /var/lib/metricstream --json | jq '.cursors[].lag_points'
+  metricstream log cursors --data-dir /var/lib/metricstream --forget archive")]
+    Cursors {
+        /// Data directory [configuration: node.data_dir]
+        #[arg(long, value_name = "DIR")]
+        data_dir: Option<PathBuf>,
+        /// Report as JSON
+        #[arg(long)]
+        json: bool,
+        /// Delete the cursors of a sink that is not configured any more
+        #[arg(long, value_name = "SINK")]
+        forget: Option<String>,
+    },
     /// Cut torn tails and set damaged blocks aside, so that the next start need not
     ///
     /// Does what a start would do, and says it: zeroes what follows a torn tail and moves damaged blocks into the
@@ -237,6 +257,7 @@ impl Cli {
             Command::Log(LogCommand::Verify(log) | LogCommand::Dump(log) | LogCommand::Repair { log, .. }) => {
                 overrides.data_dir.clone_from(&log.data_dir);
             }
+            Command::Log(LogCommand::Cursors { data_dir, .. }) => overrides.data_dir.clone_from(data_dir),
             Command::Check | Command::Config | Command::Completions { .. } => {}
         }
         overrides

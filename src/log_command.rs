@@ -1,4 +1,4 @@
-//! `metricstream log verify | dump | repair`: the logs on disk, without a server.
+//! `metricstream log verify | dump | repair | cursors`: the logs on disk, without a server.
 
 use std::collections::BTreeMap;
 use std::io::{self, BufWriter, Write};
@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use crate::args::{Exit, LogArgs, LogCommand, LogName};
 use crate::config::Config;
 use crate::data_dir;
+use crate::forward;
 use crate::reducer::encode::{EraRecord, MarkRecord, decode_aggregates};
 use crate::reducer::query::window_json;
 
@@ -24,6 +25,17 @@ pub fn run(command: &LogCommand, config: &Config) -> Exit {
     let args = match command {
         LogCommand::Verify(args) | LogCommand::Dump(args) => args,
         LogCommand::Repair { log, .. } => log,
+        LogCommand::Cursors { json, forget, .. } => {
+            // `--data-dir` stands in the configuration by now.
+            return match forward::command::run(config, &config.node.data_dir, *json, forget.as_deref()) {
+                Ok(exit) => exit,
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Exit::Ok,
+                Err(error) => {
+                    eprintln!("{error}");
+                    Exit::Failure
+                }
+            };
+        }
     };
     let root = args.data_dir.clone().unwrap_or_else(|| config.node.data_dir.clone());
     let targets = match targets(&root, args.shard) {
@@ -48,6 +60,7 @@ pub fn run(command: &LogCommand, config: &Config) -> Exit {
                 Ok(_lock) => repair_all(&targets, node_id),
             }
         }
+        LogCommand::Cursors { .. } => unreachable!("answered above"),
     };
     match done {
         Ok(exit) => exit,

@@ -2,7 +2,7 @@
 //!
 //! Start: judge the machine, take the data directory and the ports, recover the tails of the logs, then serve; windows
 //! are rebuilt from the logs beside live traffic. Stop (SIGTERM, SIGINT): accept no more, answer what was received,
-//! flush, fold, let the reducer log what is closed, exit 0. A second signal ends the process at once, which loses
+//! flush, fold, let the reducer log what is closed, give the sinks their time, exit 0. A second signal ends the process at once, which loses
 //! nothing that was acknowledged from disk.
 
 use std::cell::{Cell, RefCell};
@@ -19,7 +19,8 @@ use crossbeam_queue::ArrayQueue;
 use metricstream_shards::counters::{Counters, Distributions};
 use metricstream_shards::http::{Route, Router};
 use metricstream_shards::log::{
-    AGGREGATE_LOG_ID, BlockingLog, LogWriter, PAGE_BYTES, Recovered, WriteMode, WriterConfig, recover,
+    AGGREGATE_LOG_ID, BlockingLog, DurableMark, LogWriter, Mark, PAGE_BYTES, Recovered, WriteMode, WriterConfig,
+    recover,
 };
 use metricstream_shards::mailbox::{Doorbell, Mailbox};
 use metricstream_shards::ring::{probe, uring};
@@ -31,6 +32,9 @@ use metricstream_shards::window::protocol::{ClockEvent, FoldClock};
 use crate::backplane::{executor, segments};
 use crate::config::{Config, Durability, FlushMode, ResolvedClient, Steering, WhenFull};
 use crate::data_dir::{self, DataDir, DataDirError};
+use crate::forward::cursor::CursorError;
+use crate::forward::share::LogShare;
+use crate::forward::{self, Forward, reader};
 use crate::logging::LogLines;
 use crate::reducer::core::Closed;
 use crate::reducer::thread::{Reducer, Retention, SharedView, Store, View, wall_ns};
@@ -45,6 +49,8 @@ pub enum RunError {
     Unfit(#[from] probe::Unfit),
     #[error("{0}")]
     DataDir(#[from] DataDirError),
+    #[error("{0}; it is not touched: start the newer version, or mend the disk")]
+    Cursor(#[from] CursorError),
     #[error("{address} is in use by another process: stop it, or choose another address with {option}")]
     PortInUse { address: SocketAddr, option: &'static str },
     #[error("cannot listen on {address}: {error}")]
@@ -152,6 +158,22 @@ pub fn run(config: &Config, clients: &[ResolvedClient], lines: &LogLines) -> Res
     shared.durable_floor_ns.store(floor_ns, Ordering::Relaxed);
     let refold_from_ns = floor_ns.saturating_sub(settings.fold.future_bound_ns);
 
+    // What the sinks hold, before anything could be let go.
+    let of_log = |number: u32, dir: &std::path::Path, segment_bytes: u64, mark: Mark| {
+        let sinks = forward::readers_of(config, number == AGGREGATE_LOG_ID);
+        let is_orphan = number != AGGREGATE_LOG_ID && number >= shard_count as u32;
+        Arc::new(LogShare::new(number, dir, segment_bytes, Arc::new(DurableMark::new(mark)), is_orphan, &sinks))
+    };
+    let segment_bytes = config.log.segment_bytes.bytes();
+    let mut shares: Vec<Arc<LogShare>> = recovered
+        .iter()
+        .map(|(number, log)| of_log(*number, &data.shard_log(*number), segment_bytes, log.start.mark()))
+        .collect();
+    shares.push(of_log(AGGREGATE_LOG_ID, &aggregate_dir, aggregate_segment_bytes(config), aggregate.start.mark()));
+    let forwarding = Forward::new(config, &config.node.data_dir, data_node_id, &shares)?;
+    let forward_books = forwarding.books.clone();
+    let share_of = |number: u32| shares.iter().find(|share| share.log_id == number).expect("made above").clone();
+
     // Who talks to whom.
     let bell = Doorbell::new();
     let stop_rebuild = Arc::new(AtomicBool::new(false));
@@ -226,6 +248,7 @@ pub fn run(config: &Config, clients: &[ResolvedClient], lines: &LogLines) -> Res
             unused: log.unused.clone(),
             shard: None,
             gauges: log_gauges,
+            share: share_of(number),
         };
         if number < shard_count as u32 {
             let listeners = sockets_of.next().expect("one set of sockets a shard");
@@ -254,7 +277,8 @@ pub fn run(config: &Config, clients: &[ResolvedClient], lines: &LogLines) -> Res
                     ..WriterConfig::new(number, data.node_id(), random_seeds()[0])
                 },
                 log.start,
-            );
+            )
+            .publish_to(share_of(number).mark.clone());
             let ports = Ports {
                 segments: prepared,
                 notices,
@@ -291,8 +315,7 @@ pub fn run(config: &Config, clients: &[ResolvedClient], lines: &LogLines) -> Res
             .collect(),
         newest: "".into(),
     }));
-    let aggregate_segment_bytes =
-        (config.log.aggregate_bytes_max.bytes() / 4).min(AGGREGATE_SEGMENT_BYTES_MAX) / (64 << 10) * (64 << 10);
+    let aggregate_segment_bytes = aggregate_segment_bytes(config);
     let store = Store {
         retention: Retention {
             bytes_max: config.log.aggregate_bytes_max.bytes(),
@@ -315,8 +338,11 @@ pub fn run(config: &Config, clients: &[ResolvedClient], lines: &LogLines) -> Res
                     ..WriterConfig::new(AGGREGATE_LOG_ID, data.node_id(), random_seeds()[0])
                 },
                 aggregate.start,
-            ),
+            )
+            .publish_to(share_of(AGGREGATE_LOG_ID).mark.clone()),
         ),
+        share: share_of(AGGREGATE_LOG_ID),
+        drop_oldest: config.log.when_full == WhenFull::DropOldest,
     };
     let reducer = {
         let settings = translate::reducer(config, shard_count, rebuild_count, epoch);
@@ -384,6 +410,7 @@ pub fn run(config: &Config, clients: &[ResolvedClient], lines: &LogLines) -> Res
         let core = place.backplane;
         let node_id = data.node_id();
         let view = view.clone();
+        let forward = forward_books.clone();
         let probe_dir = config.node.data_dir.clone();
         spawn("ms-backplane", move || {
             let state = admin::State {
@@ -399,6 +426,7 @@ pub fn run(config: &Config, clients: &[ResolvedClient], lines: &LogLines) -> Res
                     .map(|mailbox| Box::new(move || (mailbox.depth(), mailbox.capacity())) as Box<dyn Fn() -> _>)
                     .collect(),
                 view,
+                forward: forward.clone(),
                 listeners: addresses,
                 flush_mode: flush_probe::mode_name(mode),
                 kernel: kernel_release(),
@@ -411,6 +439,9 @@ pub fn run(config: &Config, clients: &[ResolvedClient], lines: &LogLines) -> Res
                 for keeper in keepers {
                     let task = segments::keep(keeper, shared.clone(), stop.clone());
                     backplane.spawn(executor::Queue::Disk, task);
+                }
+                if !forward.sinks.is_empty() {
+                    backplane.spawn(executor::Queue::Disk, reader::run(forward.reader.clone(), stop.clone()));
                 }
                 let listener = executor::Listener::from_socket(admin_socket);
                 backplane
@@ -425,6 +456,9 @@ pub fn run(config: &Config, clients: &[ResolvedClient], lines: &LogLines) -> Res
             }
         })?
     };
+    let sinks = forwarding
+        .start(place.backplane)
+        .map_err(|error| RunError::Io { what: "a sink's thread cannot be started", error })?;
     tracing::info!(
         version = VERSION,
         shards = shard_count,
@@ -452,7 +486,10 @@ pub fn run(config: &Config, clients: &[ResolvedClient], lines: &LogLines) -> Res
         }
         lines.report_suppressed();
         if stopping_since.is_none()
-            && (threads.iter().any(JoinHandle::is_finished) || reducer.is_finished() || backplane.is_finished())
+            && (threads.iter().any(JoinHandle::is_finished)
+                || reducer.is_finished()
+                || backplane.is_finished()
+                || sinks.has_ended())
         {
             // Serving on without a shard, without windows or without segments would look well and be none of it.
             tracing::error!("a thread of this process has ended; ending the process, so that it is started again");
@@ -473,6 +510,8 @@ pub fn run(config: &Config, clients: &[ResolvedClient], lines: &LogLines) -> Res
     let _ = rebuilding.join();
     stop_reducer.store(true, Ordering::Release);
     let _ = reducer.join();
+    // The logs have got their last block: the sinks have their time to take what is left.
+    sinks.stop();
     stop_backplane.store(true, Ordering::Release);
     let _ = backplane.join();
     tracing::info!(
@@ -511,6 +550,10 @@ fn listen(config: &Config, shards: usize) -> Result<Vec<Group>, RunError> {
         }
     }
     Ok(groups)
+}
+
+fn aggregate_segment_bytes(config: &Config) -> u64 {
+    (config.log.aggregate_bytes_max.bytes() / 4).min(AGGREGATE_SEGMENT_BYTES_MAX) / (64 << 10) * (64 << 10)
 }
 
 /// How commits reach stable storage: as configured, or what is faster here.
@@ -618,7 +661,7 @@ fn kernel_release() -> String {
 }
 
 /// Civil time of a Unix time, in UTC (days-to-date after Howard Hinnant's `civil_from_days`).
-fn rfc3339(ns: i64) -> String {
+pub(crate) fn rfc3339(ns: i64) -> String {
     let s = ns.div_euclid(1_000_000_000);
     let (days, second) = (s.div_euclid(86_400), s.rem_euclid(86_400));
     let z = days + 719_468;

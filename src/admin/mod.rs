@@ -2,7 +2,7 @@
 //!
 //! The HTTP of it is the shards' own (`shards::http`), moved by the backplane's executor.
 
-mod exposition;
+pub mod exposition;
 mod status;
 mod windows;
 
@@ -19,6 +19,7 @@ use metricstream_shards::shard::settings::Shared;
 
 use crate::backplane::executor::{Backplane, Listener, Queue, Stream};
 use crate::backplane::segments::Gauges;
+use crate::forward::books::ForwardBooks;
 use crate::reducer::thread::SharedView;
 
 /// What the admin listener can see.
@@ -31,6 +32,7 @@ pub struct State {
     pub logs: Vec<(u32, Arc<Gauges>)>,
     pub mailboxes: Vec<Box<dyn Fn() -> (usize, usize)>>,
     pub view: SharedView,
+    pub forward: Arc<ForwardBooks>,
     pub listeners: Vec<String>,
     pub flush_mode: &'static str,
     pub kernel: String,
@@ -180,5 +182,6 @@ fn metrics(state: &State) -> String {
     let mut out = exposition::Exposition::default();
     exposition::shards(&mut out, &state.counters, &newest);
     exposition::process(&mut out, state);
+    crate::forward::exposition::forward(&mut out, &state.forward);
     out.finish()
 }

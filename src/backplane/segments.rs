@@ -13,6 +13,7 @@ use metricstream_shards::log::{FILLING, Prepare, PreparedSegment, prepare_segmen
 use metricstream_shards::shard::settings::{LogNotice, Shared, Wake};
 
 use super::executor;
+use crate::forward::share::LogShare;
 
 /// A log as its keeper knows it.
 pub struct Kept {
@@ -30,6 +31,8 @@ pub struct Kept {
     /// `None`: the log of a shard that no longer exists, only emptied
     pub shard: Option<Ports>,
     pub gauges: Arc<Gauges>,
+    /// What sinks still need of it
+    pub share: Arc<LogShare>,
 }
 
 /// A segment that holds records.
@@ -101,6 +104,7 @@ pub async fn keep(mut log: Kept, shared: Arc<Shared>, stop: Rc<Cell<bool>>) {
             match prepared {
                 Ok(Some(segment)) => {
                     gauges.at_bound.store(0, Ordering::Relaxed);
+                    log.share.blame(0);
                     gauges.prepared.fetch_add(1, Ordering::Relaxed);
                     ready.push_back((segment.segment_id, segment.path.clone()));
                     let ports = log.shard.as_ref().expect("it wanted one");
@@ -111,17 +115,7 @@ pub async fn keep(mut log: Kept, shared: Arc<Shared>, stop: Rc<Cell<bool>>) {
                     pause = Duration::ZERO;
                 }
                 Ok(None) => {
-                    // The oldest segment could go if its windows were frozen: ask for that.
-                    let newest_ns = log.segments.front().map_or(i64::MAX, |segment| segment.newest_ns);
-                    if newest_ns != i64::MAX {
-                        shared.wanted_floor_ns.fetch_max(newest_ns.saturating_add(1), Ordering::Relaxed);
-                    }
-                    if gauges.at_bound.swap(1, Ordering::Relaxed) == 0 {
-                        tracing::warn!(
-                            cause = "log_bound", dir = %log.dir.display(), bytes_max = log.bytes_max,
-                            "the log is at its bound and nothing in it may go yet; when it is full, clients get 503"
-                        );
-                    }
+                    at_bound(&log, &shared);
                     pause = AFTER_FAILURE;
                 }
                 Err(_) if stop.get() => {}
@@ -146,6 +140,34 @@ pub async fn keep(mut log: Kept, shared: Arc<Shared>, stop: Rc<Cell<bool>>) {
         if !opened && !pause.is_zero() {
             executor::sleep(pause).await;
         }
+    }
+}
+
+/// The log is at its bound and nothing may go: says why, and asks for what can be asked.
+fn at_bound(log: &Kept, shared: &Shared) {
+    let oldest = log.segments.front().map_or(0, |segment| segment.id);
+    let holders = log.share.holders(oldest).join(", ");
+    log.share.blame(oldest);
+    if holders.is_empty() {
+        // The oldest segment could go if its windows were frozen: ask for that.
+        let newest_ns = log.segments.front().map_or(i64::MAX, |segment| segment.newest_ns);
+        if newest_ns != i64::MAX {
+            shared.wanted_floor_ns.fetch_max(newest_ns.saturating_add(1), Ordering::Relaxed);
+        }
+    }
+    if log.gauges.at_bound.swap(1, Ordering::Relaxed) == 1 {
+        return;
+    }
+    if holders.is_empty() {
+        tracing::warn!(
+            cause = "log_bound", dir = %log.dir.display(), bytes_max = log.bytes_max,
+            "the log is at its bound and nothing in it may go yet; when it is full, clients get 503"
+        );
+    } else {
+        tracing::warn!(
+            cause = "log_bound", dir = %log.dir.display(), bytes_max = log.bytes_max, sinks = holders,
+            "the log is at its bound because these sinks have not read it; when it is full, clients get 503"
+        );
     }
 }
 
@@ -177,6 +199,7 @@ fn release(log: &mut Kept, clock_ns: i64, floor_ns: i64, ready: usize) {
     let oldest_kept_ns = clock_ns.saturating_sub(log.retention.as_nanos() as i64);
     while let Some(oldest) = log.segments.front()
         && oldest.is_done(floor_ns)
+        && oldest.id < log.share.held_from()
         // The last one is being written, or holds the place where recovery begins.
         && (log.segments.len() > 1 || log.shard.is_none())
         && (oldest.last_stamp_ns < oldest_kept_ns || over(log, ready))
@@ -204,11 +227,15 @@ async fn prepare(log: &mut Kept, ready: usize, stop: &Cell<bool>) -> std::io::Re
         if !log.drop_oldest || log.segments.len() < 2 {
             return Ok(None);
         }
-        recycle = log.segments.pop_front().map(|segment| segment.path);
+        let oldest = log.segments.pop_front().expect("at least two");
+        let sinks = log.share.holders(oldest.id).join(", ");
+        // Before the file is touched: a reader in it then knows what has become of it.
+        log.share.drop_below(oldest.id + 1);
+        recycle = Some(oldest.path);
         log.gauges.dropped.fetch_add(1, Ordering::Relaxed);
         tracing::warn!(
-            cause = "log_dropped", dir = %log.dir.display(), bytes_max = log.bytes_max,
-            "the log is at its bound: its oldest segment goes although windows may still need it"
+            cause = "log_dropped", dir = %log.dir.display(), bytes_max = log.bytes_max, sinks,
+            "the log is at its bound: its oldest segment goes although windows or the named sinks may still need it"
         );
     }
     let (dir, segment_id, bytes) = (log.dir.clone(), log.next_segment_id, log.segment_bytes);
@@ -277,7 +304,7 @@ mod tests {
             no_more: Arc::default(),
             wake: Arc::new(Wake::new().expect("an eventfd")),
         };
-        Kept {
+        let kept = Kept {
             dir: dir.to_path_buf(),
             segment_bytes: MIB,
             bytes_max: 5 * MIB,
@@ -288,7 +315,10 @@ mod tests {
             unused: (0..unused).map(|n| file(50 + n)).collect(),
             shard: (!orphan).then(ports),
             gauges: Arc::default(),
-        }
+            share: Arc::new(LogShare::new(0, dir, MIB, Arc::default(), orphan, &["slow".into()])),
+        };
+        kept.share.hold_from("slow", u64::MAX);
+        kept
     }
 
     fn ids(log: &Kept) -> Vec<u64> {
@@ -321,6 +351,23 @@ mod tests {
         log.unused.clear();
         release(&mut log, 400 * S, 150 * S, 3);
         assert_eq!(ids(&log), [2, 3, 4], "the second is needed: from here on clients get 503");
+    }
+
+    #[test]
+    fn what_a_sink_has_not_got_stays_whatever_its_age_and_the_bound() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let mut log = kept(dir.path(), &[100, 200, 300, i64::MAX], 0, false);
+        log.share.hold_from("slow", 2);
+        release(&mut log, 9999 * S, 9999 * S, 3);
+        assert_eq!(ids(&log), [2, 3, 4]);
+        let shared = Shared::new([1; 4], 16, 0);
+        at_bound(&log, &shared);
+        assert!(log.share.is_blamed("slow"));
+        let floor_ns = shared.wanted_floor_ns.load(Ordering::Relaxed);
+        assert_eq!(floor_ns, i64::MIN, "freezing windows would not make room");
+        log.share.hold_from("slow", 4);
+        release(&mut log, 9999 * S, 9999 * S, 3);
+        assert_eq!(ids(&log), [4]);
     }
 
     #[test]
@@ -382,11 +429,13 @@ mod tests {
             let stop = Cell::new(false);
             assert!(prepare(&mut log, 0, &stop).await.expect("no error").is_none());
             log.drop_oldest = true;
+            log.share.hold_from("slow", 1);
             assert!(prepare(&mut log, 0, &stop).await.expect("no error").is_some());
             log
         })
         .expect("the executor starts");
         assert_eq!((ids(&log), log.gauges.dropped.load(Ordering::Relaxed)), (vec![2, 3], 1));
+        assert_eq!(log.share.dropped_below(), 2, "the sink that had not read it is told");
     }
 
     #[test]

@@ -14,6 +14,8 @@ use std::time::Duration;
 /// Every log needs one segment to write, one that is flushed and may be recycled, and its spares.
 const SEGMENTS_IN_USE: u64 = 2;
 const NAME_BYTES_MAX: usize = 256;
+/// Names of sinks are names of directories.
+const SINK_NAME_BYTES_MAX: usize = crate::forward::cursor::NAME_BYTES_MAX;
 /// The series that takes in what is over the limit of live series; no rule may make it.
 const OVERFLOW_NAME: &str = "__overflow__";
 
@@ -28,6 +30,7 @@ impl Config {
         self.validate_log(&mut wrong);
         self.validate_windows(&mut wrong);
         self.validate_aggregates(&mut wrong);
+        self.validate_sinks(&mut wrong);
         problems
     }
 
@@ -265,6 +268,43 @@ impl Config {
             }
             if rule.windows.as_ref().is_some_and(Vec::is_empty) {
                 wrong(key("windows"), "at least one window, or leave the key out for all".into());
+            }
+        }
+    }
+
+    fn validate_sinks(&self, wrong: &mut impl FnMut(String, String)) {
+        let mut names = HashSet::new();
+        for (n, sink) in self.sink.iter().enumerate() {
+            let key = |field: &str| format!("sink[{n}].{field}");
+            let plain = |b: u8| b.is_ascii_alphanumeric() || b"-_.".contains(&b);
+            if sink.name.is_empty() {
+                wrong(key("name"), "a name is needed".into());
+            } else if sink.name.len() > SINK_NAME_BYTES_MAX
+                || sink.name.starts_with('.')
+                || !sink.name.bytes().all(plain)
+            {
+                wrong(
+                    key("name"),
+                    format!(
+                        "\"{}\" cannot be used: a name has at most {SINK_NAME_BYTES_MAX} letters, digits, - _ and ., and \
+                         does not begin with a dot",
+                        sink.name.escape_debug()
+                    ),
+                );
+            } else if !names.insert(sink.name.as_str()) {
+                wrong(key("name"), format!("another sink is called \"{}\" too", sink.name));
+            }
+            if sink.names.iter().any(String::is_empty) {
+                wrong(key("names"), "an empty glob matches nothing; leave the key out for every name".into());
+            }
+            match &sink.path {
+                None => wrong(key("path"), "a sink of type \"file\" needs a path".into()),
+                Some(path) => {
+                    let same = |other: &&super::Sink| other.path.as_deref() == Some(path);
+                    if self.sink[..n].iter().any(|other| same(&other)) {
+                        wrong(key("path"), format!("another sink writes to {} too", path.display()));
+                    }
+                }
             }
         }
     }

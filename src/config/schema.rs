@@ -100,6 +100,58 @@ choice! {
 }
 
 choice! {
+    /// What a sink is.
+    SinkType {
+        /// files in a directory, written whole
+        File = "file",
+    }
+}
+
+choice! {
+    /// What a sink is sent.
+    Send {
+        /// the points as they came
+        Raw = "raw",
+        /// closed windows
+        Aggregates = "aggregates",
+        /// both
+        Both = "both",
+    }
+}
+
+choice! {
+    /// Where a sink begins that is new here.
+    SinkStart {
+        /// with everything that is left in the logs
+        Oldest = "oldest",
+        /// with what comes from now on
+        Now = "now",
+    }
+}
+
+choice! {
+    /// How points are written.
+    SinkFormat {
+        /// one JSON object a line
+        Json = "json",
+        /// InfluxDB line protocol
+        Line = "line",
+    }
+}
+
+choice! {
+    /// How files are compressed.
+    Compression {
+        /// not at all
+        None = "none",
+        /// .gz
+        Gzip = "gzip",
+        /// .zst: smaller, and less work
+        Zstd = "zstd",
+    }
+}
+
+choice! {
     /// The least severe line that is written.
     Level {
         /// only what needs a person
@@ -381,6 +433,46 @@ section! {
 }
 
 section! {
+    /// Where acknowledged points and closed windows are sent. One block each. A sink is served from the logs on disk, from a
+    /// durable cursor of its own: while it is down, the logs keep what it has not got (up to [log] bytes_max).
+    Sink {
+        /// Its name in metrics, messages and cursors: letters, digits, - _ and ., at most 64. Unique. A sink under a new
+        /// name begins anew.
+        name: String = String::new(), like "archive".to_owned();
+        /// What it is.
+        r#type: SinkType = SinkType::File;
+        /// What it is sent.
+        send: Send = Send::Both;
+        /// Only metrics whose name matches one of these globs (`*` any run, `?` one character). [] for all.
+        names: Vec<String> = Vec::new(), like vec!["api.*".to_owned()];
+        /// Only points that have all of these tags, with values that match the globs.
+        tags: BTreeMap<String, String> = BTreeMap::new(), like BTreeMap::from([("region".to_owned(), "eu-*".to_owned())]);
+        /// Where it begins when it is new.
+        start: SinkStart = SinkStart::Oldest;
+        /// Longest wait before a sink that failed is tried again; waits begin short and double.
+        retry_every_max: Duration = s(30), in ms(100), s(3600);
+        /// How long a stop of the process may wait for it. Nothing is lost when the time is over: the next start goes on at
+        /// the cursor.
+        stop_within: Duration = s(2), in ms(100), s(600);
+        /// Its directory; made when missing. A relative path counts from the working directory. No other sink may have it.
+        path: Option<PathBuf> = None, like Some(PathBuf::from("./metricstream-out"));
+        /// How points are written.
+        format: SinkFormat = SinkFormat::Json;
+        /// How files are compressed.
+        compression: Compression = Compression::None;
+        /// Size at which a file is finished, give or take what is written at once (some MiB). Only finished files have their name.
+        rotate_bytes: ByteSize = ByteSize::mib(64), in ByteSize::kib(64), ByteSize::tib(1);
+        /// Age at which a file is finished: how late points are seen, and what a crash writes again.
+        rotate_every: Duration = s(60), in ms(100), s(86_400);
+        /// How many finished files of each kind (raw, aggregates) are left; older ones are deleted. For ever when not set.
+        keep_files: Option<u32> = None, in Some(1), Some(u32::MAX), like Some(1440);
+        /// The same in bytes.
+        keep_bytes: Option<ByteSize> = None, in Some(ByteSize::kib(64)), Some(ByteSize::tib(1024)),
+            like Some(ByteSize::gib(10));
+    }
+}
+
+section! {
     /// The process's own lines on standard error.
     Logging {
         /// The least severe line that is written. --log-level overrides it.
@@ -413,6 +505,7 @@ config! {
         series: Series = Series::default();
         windows: Windows = Windows::default();
         aggregate: Vec<Aggregate> = Vec::new();
+        sink: Vec<Sink> = Vec::new();
         logging: Logging = Logging::default();
     }
 }

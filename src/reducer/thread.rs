@@ -13,6 +13,8 @@ use metricstream_shards::shard::settings::Shared;
 use metricstream_shards::window::ShardMessage;
 use metricstream_shards::window::protocol::{ClockEvent, FoldClock};
 
+use crate::forward::share::LogShare;
+
 use super::core::Closed;
 use super::exposition::aggregates_exposition;
 use super::{AggregateLog, Books, Kind, LogRefused, Progress, ReducerCore, Source};
@@ -77,13 +79,23 @@ pub struct Store {
     pub unused: Vec<PathBuf>,
     /// Segments of earlier runs: number, file, last stamp
     pub old: Vec<(u64, PathBuf, i64)>,
+    /// What sinks still need of it
+    pub share: Arc<LogShare>,
+    /// At the bound the oldest goes whether all sinks have it or not
+    pub drop_oldest: bool,
 }
 
 impl Reducer {
     pub fn run(mut self, store: Store) {
         self.bell.own();
-        let mut log =
-            Appender { log: store.log, segments: store.old.into(), retention: store.retention, refused: false };
+        let mut log = Appender {
+            log: store.log,
+            segments: store.old.into(),
+            retention: store.retention,
+            refused: false,
+            share: store.share,
+            drop_oldest: store.drop_oldest,
+        };
         for path in store.unused {
             log.log.recycle(path);
         }
@@ -225,10 +237,25 @@ struct Appender {
     segments: VecDeque<(u64, PathBuf, i64)>,
     retention: Retention,
     refused: bool,
+    share: Arc<LogShare>,
+    drop_oldest: bool,
 }
 
 impl AggregateLog for Appender {
     fn append(&mut self, kind: Kind, stamp_ns: i64, results: u32, bytes: &[u8]) -> Result<(), LogRefused> {
+        if self.is_held_full() {
+            let oldest = self.segments[0].0;
+            self.share.blame(oldest);
+            tracing::warn!(
+                cause = "aggregate_log_bound",
+                sinks = self.share.holders(oldest).join(", "),
+                bytes_max = self.retention.bytes_max,
+                "the aggregate log is at its bound because these sinks have not read it; windows wait, and then clients \
+                 get 503"
+            );
+            self.refused = true;
+            return Err(LogRefused);
+        }
         let appended = self.log.append(kind, stamp_ns, results, bytes);
         if appended.is_ok()
             && let Some((_, _, last)) = self.segments.back_mut()
@@ -261,17 +288,47 @@ impl Appender {
 
     /// Lets go of segments beyond the bounds. A restart needs the results above F: the newest two always stay.
     fn retain(&mut self, clock_ns: i64) {
-        let segment_bytes = self.log.writer().config().segment_bytes;
         let oldest_kept_ns = clock_ns.saturating_sub(self.retention.age_max.as_nanos() as i64);
-        while self.segments.len() > 2
-            // One more than is on disk now: the next segment has to fit, too.
-            && ((self.segments.len() as u64 + 1) * segment_bytes > self.retention.bytes_max
-                || self.segments[0].2 < oldest_kept_ns)
-        {
+        while self.segments.len() > 2 {
+            let full = self.is_full();
+            let held = self.segments[0].0 >= self.share.held_from();
+            let goes = match (full, held) {
+                (true, true) => self.drop_oldest,
+                (true, false) => true,
+                (false, _) => self.segments[0].2 < oldest_kept_ns && !held,
+            };
+            if !goes {
+                break;
+            }
             let (id, path, _) = self.segments.pop_front().expect("more than two");
+            if held {
+                tracing::warn!(
+                    cause = "aggregate_log_dropped",
+                    sinks = self.share.holders(id).join(", "),
+                    "the aggregate log is at its bound: its oldest segment goes although these sinks have not read it"
+                );
+            }
+            // Before the file is touched: a reader in it then knows what has become of it.
+            self.share.drop_below(id + 1);
             self.log.writer_mut().forget_segments_below(id + 1);
             self.log.recycle(path);
         }
+        if !self.is_held_full() {
+            self.share.blame(0);
+        }
+    }
+
+    /// One more than is on disk now: the next segment has to fit, too.
+    fn is_full(&self) -> bool {
+        (self.segments.len() as u64 + 1) * self.log.writer().config().segment_bytes > self.retention.bytes_max
+    }
+
+    /// Another segment would be one too many, a sink keeps the oldest from going, and the last is nearly used up: what is
+    /// left of it is for the records that are on their way.
+    fn is_held_full(&self) -> bool {
+        let held = self.segments.front().is_some_and(|(id, ..)| *id >= self.share.held_from());
+        let used = self.log.writer().durable_end().offset;
+        held && !self.drop_oldest && self.is_full() && used > self.log.writer().config().segment_bytes / 4 * 3
     }
 }
 

@@ -12,6 +12,7 @@ use super::aligned::AlignedBuf;
 use super::block::{
     BLOCK_HEADER_BYTES, BlockHeader, FLAG_SECOND_COPY, RECORD_HEADER_BYTES, RecordKind, Records, record_header,
 };
+use super::mark::{DurableMark, Mark};
 use super::names::{name_bytes, put_name};
 use super::prepare::PreparedSegment;
 use super::record::{self, BatchDecoder, BatchEncoder, Envelope};
@@ -109,6 +110,15 @@ pub struct LogStart {
 }
 
 impl LogStart {
+    /// What recovery found durable.
+    pub fn mark(&self) -> Mark {
+        Mark {
+            end: Position { segment_id: self.previous.segment_id, offset: self.previous.end },
+            next_point: self.next_point,
+            last_stamp_ns: i64::MIN,
+        }
+    }
+
     /// A log that has no files yet.
     pub fn empty() -> LogStart {
         LogStart {
@@ -264,6 +274,8 @@ pub struct LogWriter {
     last_commit: CommitSeq,
     durable_commit: CommitSeq,
     previous: PreviousEnd,
+    /// What readers on other threads may read
+    mark: Arc<DurableMark>,
 
     active: Option<Active>,
     spares: VecDeque<PreparedSegment>,
@@ -318,6 +330,7 @@ impl LogWriter {
             last_commit: CommitSeq(0),
             durable_commit: CommitSeq(0),
             previous: start.previous,
+            mark: Arc::new(DurableMark::new(start.mark())),
             active: None,
             spares: VecDeque::new(),
             header_page: AlignedBuf::with_capacity(PAGE_BYTES),
@@ -777,6 +790,11 @@ impl LogWriter {
         let position = Position { segment_id: active.segment_id, offset: active.end };
         active.end += block.buf.len() as u64;
         self.previous = PreviousEnd { segment_id: active.segment_id, end: active.end, crc };
+        self.mark.publish(Mark {
+            end: self.durable_end(),
+            next_point: header.end_point(),
+            last_stamp_ns: header.last_stamp_ns,
+        });
         self.durable_block = header.block_seq;
         self.undurable_bytes -= BLOCK_HEADER_BYTES + header.payload_bytes as usize;
         let Some(commit) = block.commit else {
@@ -1003,6 +1021,12 @@ impl LogWriter {
     /// Behind the last durable block.
     pub fn durable_end(&self) -> Position {
         Position { segment_id: self.previous.segment_id, offset: self.previous.end }
+    }
+
+    /// Where the durable end is published from now on, for readers on other threads.
+    pub fn publish_to(mut self, mark: Arc<DurableMark>) -> LogWriter {
+        self.mark = mark;
+        self
     }
 
     pub fn durable_commit(&self) -> CommitSeq {

@@ -1,0 +1,118 @@
+//! The forwarder's books in `/metrics`. As many lines as there are sinks times logs, whatever they have done.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::books::{ForwardBooks, Lag, LogBooks, State, lag};
+use crate::admin::exposition::Exposition;
+use crate::reducer::thread::wall_ns;
+
+type Counted = (&'static str, &'static str, fn(&LogBooks) -> u64);
+
+const COUNTERS: [Counted; 7] = [
+    (
+        "metricstream_sink_points_read_total",
+        "Points read for a sink: delivered + refused + dead_lettered + filtered + dropped + lost_to_damage + waiting.",
+        |b| b.read.get(),
+    ),
+    ("metricstream_sink_points_delivered_total", "Points that the sink has acknowledged.", |b| b.delivered.get()),
+    ("metricstream_sink_points_refused_total", "Points that the sink has said it will not have.", |b| b.refused.get()),
+    ("metricstream_sink_points_dead_lettered_total", "Points set aside with the sink's reason.", |b| {
+        b.dead_lettered.get()
+    }),
+    ("metricstream_sink_points_filtered_total", "Points that the sink's filter leaves out.", |b| b.filtered.get()),
+    (
+        "metricstream_sink_points_dropped_total",
+        "Points that left the log before the sink had read them (when_full = \"drop_oldest\").",
+        |b| b.dropped.get(),
+    ),
+    (
+        "metricstream_sink_points_lost_to_damage_total",
+        "Points in damaged parts of the log, which no sink can get.",
+        |b| b.lost_to_damage.get(),
+    ),
+];
+
+pub fn forward(out: &mut Exposition, books: &ForwardBooks) {
+    let wall_ns = wall_ns();
+    let each = |of: &mut dyn FnMut(&str, &str, &LogBooks, Lag)| {
+        for sink in &books.sinks {
+            for (log, books) in &sink.logs {
+                of(&sink.name, &log.name(), books, lag(log, books, wall_ns));
+            }
+        }
+    };
+    for (name, help, value) in COUNTERS {
+        out.family(name, "counter", help);
+        each(&mut |sink, log, books, _| {
+            out.sample(&[("sink", &sink), ("log", &log)], value(books));
+        });
+    }
+    type Gauge = (&'static str, &'static str, fn(&LogBooks, Lag) -> f64);
+    let gauges: [Gauge; 4] = [
+        ("metricstream_sink_points_waiting", "Points read for a sink that it has not acknowledged yet.", |b, _| {
+            b.read.get().saturating_sub(b.settled()) as f64
+        }),
+        ("metricstream_sink_lag_points", "Durable points that a sink has not got yet.", |_, lag| lag.points as f64),
+        ("metricstream_sink_lag_bytes", "Bytes of log between a sink's cursor and the durable end.", |_, lag| {
+            lag.bytes as f64
+        }),
+        ("metricstream_sink_lag_seconds", "Age of the oldest point that a sink has not got yet.", |_, lag| lag.seconds),
+    ];
+    for (name, help, value) in gauges {
+        out.family(name, "gauge", help);
+        each(&mut |sink, log, books, lag| {
+            out.sample(&[("sink", &sink), ("log", &log)], value(books, lag));
+        });
+    }
+    out.family(
+        "metricstream_sink_holds_log",
+        "gauge",
+        "1 while a log is at its bound because the sink has not read it.",
+    );
+    for sink in &books.sinks {
+        for (log, _) in &sink.logs {
+            let blamed = u8::from(log.is_blamed(&sink.name));
+            out.sample(&[("sink", &sink.name), ("log", &log.name())], blamed);
+        }
+    }
+    out.family("metricstream_sink_state", "gauge", "1 for what the sink is doing.");
+    for sink in &books.sinks {
+        for state in State::ALL {
+            let is = u8::from(sink.state() == state);
+            out.sample(&[("sink", &sink.name), ("type", &sink.kind), ("state", &state.name())], is);
+        }
+    }
+    for (name, help, value) in [
+        ("metricstream_sink_errors_total", "Times that a sink failed and was sent back to its cursor.", 0),
+        ("metricstream_sink_cursor_stores_total", "Cursors made durable.", 1),
+        ("metricstream_sink_cursor_failures_total", "Cursors that could not be made durable.", 2),
+    ] {
+        out.family(name, "counter", help);
+        for sink in &books.sinks {
+            let counters = [&sink.errors, &sink.cursor_stores, &sink.cursor_failures];
+            out.sample(&[("sink", &sink.name)], counters[value].get());
+        }
+    }
+    let reader = &books.reader.counters;
+    let get = |n: &AtomicU64| n.load(Ordering::Relaxed);
+    for (name, kind, help, value) in [
+        ("metricstream_reader_read_bytes_total", "counter", "Bytes of log read for sinks.", get(&reader.read_bytes)),
+        ("metricstream_reader_reads_total", "counter", "Reads of logs for sinks.", get(&reader.reads)),
+        (
+            "metricstream_reader_shared_total",
+            "counter",
+            "Asks answered from what was read before.",
+            get(&reader.shared),
+        ),
+        ("metricstream_reader_failures_total", "counter", "Reads that the disk refused.", get(&reader.failures)),
+        (
+            "metricstream_reader_damaged_total",
+            "counter",
+            "Stretches of log whose checksums did not hold.",
+            get(&reader.damaged),
+        ),
+        ("metricstream_reader_cached_bytes", "gauge", "Log kept in memory for other sinks.", get(&reader.cached_bytes)),
+    ] {
+        out.family(name, kind, help).sample(&[], value);
+    }
+}
