@@ -10,18 +10,22 @@
 //! ```
 
 pub mod books;
+pub mod breaker;
+pub mod calls;
 pub mod command;
 pub mod courier;
 pub mod cursor;
+pub mod dead_letter;
 pub mod exposition;
 mod file;
 mod filter;
+pub mod influx;
 mod json;
 pub mod kafka;
 mod line;
 mod piece;
 pub mod reader;
-mod retry;
+pub mod retry;
 pub mod share;
 mod sink;
 mod unit;
