@@ -392,7 +392,12 @@ mod tests {
     #[test]
     fn what_explains_the_failure_is_named() {
         for (codes, blamed, named, records) in [
-            (&[Code::Fatal, Code::MessageSizeTooLarge, Code::MessageSizeTooLarge][..], Blame::TooLarge, Code::MessageSizeTooLarge, 2),
+            (
+                &[Code::Fatal, Code::MessageSizeTooLarge, Code::MessageSizeTooLarge][..],
+                Blame::TooLarge,
+                Code::MessageSizeTooLarge,
+                2,
+            ),
             (&[Code::MessageSizeTooLarge, Code::GaplessGuarantee], Blame::TooLarge, Code::MessageSizeTooLarge, 1),
             (&[Code::UnknownTopic, Code::PurgeQueue, Code::UnknownTopic], Blame::Operator, Code::UnknownTopic, 2),
             (&[Code::MessageSizeTooLarge, Code::UnknownTopic], Blame::Operator, Code::UnknownTopic, 1),
@@ -432,7 +437,9 @@ mod tests {
     #[test]
     fn a_batch_of_good_records_that_was_too_large_makes_later_ones_smaller() {
         let (mut flight, tickets) = flight(&[2]);
-        tickets[0].iter().for_each(|&ticket| drop(flight.failed(ticket, Code::MessageSizeTooLarge, 300_000)));
+        tickets[0]
+            .iter()
+            .for_each(|&ticket| assert_eq!(flight.failed(ticket, Code::MessageSizeTooLarge, 300_000), Failed::Noted));
         for expected in [300_000, 150_000] {
             flight.reset();
             let again = send(&mut flight, &[2]);
@@ -444,7 +451,9 @@ mod tests {
             flight.end_singly();
             assert_eq!(flight.mode(), Mode::Batches { bytes_max: expected });
             let third = send(&mut flight, &[2]);
-            third[0].iter().for_each(|&ticket| drop(flight.failed(ticket, Code::MessageSizeTooLarge, 10_000_000)));
+            third[0].iter().for_each(|&ticket| {
+                assert_eq!(flight.failed(ticket, Code::MessageSizeTooLarge, 10_000_000), Failed::Noted)
+            });
         }
         for _ in 0..20 {
             flight.reset();

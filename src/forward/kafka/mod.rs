@@ -11,6 +11,7 @@
 
 mod flight;
 mod json;
+mod letters;
 mod producer;
 mod render;
 pub mod settings;
@@ -24,9 +25,10 @@ use super::share::log_name;
 use super::sink::{Report, Settled, Sink, SinkFailed};
 use super::unit::{Item, Unit};
 use flight::{Blame, Failed, Flight, Trouble};
+pub use letters::LetterBox;
 use producer::{NotTaken, Producer, Reports};
-use render::Renderer;
 pub use render::KeyBy;
+use render::Renderer;
 pub use settings::Settings;
 
 /// How soon reports are looked at while records are on their way.
@@ -93,12 +95,11 @@ impl KafkaSink {
             self.flight.end_singly();
         }
         if self.producer.is_none() {
-            let made = Producer::new(&self.settings.client, &self.name, self.flight.mode());
-            self.producer = Some(made.map_err(|error| SinkFailed {
-                message: format!("the Kafka client cannot be made: {error}; see the sink's properties"),
-                held: true,
-                retry_after: None,
-            })?);
+            let made = self.settings.client_now().and_then(|client| {
+                let made = Producer::new(&client, &self.name, self.flight.mode());
+                made.map_err(|error| format!("the Kafka client cannot be made: {error}; see the sink's properties"))
+            });
+            self.producer = Some(made.map_err(|message| SinkFailed { message, held: true, retry_after: None })?);
         }
         let producer = self.producer.as_ref().expect("made above");
         let (flight, renderer) = (&mut self.flight, &mut self.renderer);
@@ -312,7 +313,10 @@ impl Sink for KafkaSink {
                 return Ok(());
             }
             if left.is_zero() {
-                return Err(SinkFailed::retry(format!("{} records were not acknowledged in time", self.flight.records())));
+                return Err(SinkFailed::retry(format!(
+                    "{} records were not acknowledged in time",
+                    self.flight.records()
+                )));
             }
         }
     }

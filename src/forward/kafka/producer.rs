@@ -141,11 +141,7 @@ impl Producer {
                 config.set("enable.gapless.guarantee", "false").set("batch.num.messages", "1").set("linger.ms", "0");
             }
         }
-        let context = Context {
-            sink: sink.to_owned(),
-            singly: mode == Mode::Singly,
-            reports: Mutex::default(),
-        };
+        let context = Context { sink: sink.to_owned(), singly: mode == Mode::Singly, reports: Mutex::default() };
         Ok(Producer { inner: config.create_with_context(context)? })
     }
 
@@ -159,8 +155,7 @@ impl Producer {
         headers: OwnedHeaders,
         ticket: Ticket,
     ) -> Result<(), (NotTaken, OwnedHeaders)> {
-        let record =
-            BaseRecord::with_opaque_to(topic, ticket.to_bits()).key(key).payload(value).headers(headers);
+        let record = BaseRecord::with_opaque_to(topic, ticket.to_bits()).key(key).payload(value).headers(headers);
         self.inner.send(record).map_err(|(error, record)| {
             let headers = record.headers.expect("given back as it was");
             match error.rdkafka_error_code() {

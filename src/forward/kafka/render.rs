@@ -287,11 +287,14 @@ mod tests {
         let (a, b) = (key("c", "cpu", "x"), key("d", "mem", "y"));
         for (key_by, keys) in [(KeyBy::Client, ["c", "d"]), (KeyBy::Name, ["cpu", "mem"])] {
             let mut renderer = renderer(key_by, "raw.{name}");
-            for (log, segment, series) in [(0, 1, Some(7)), (0, 1, Some(7)), (1, 1, Some(7)), (0, 2, Some(8)), (0, 2, None)] {
+            for (log, segment, series) in
+                [(0, 1, Some(7)), (0, 1, Some(7)), (1, 1, Some(7)), (0, 2, Some(8)), (0, 2, None)]
+            {
                 for (key, expected_key, name) in [(&a, keys[0], "cpu"), (&b, keys[1], "mem")] {
                     // Numbers are a segment's own.
                     let series = series.map(|n| n + u32::from(name == "mem"));
-                    let record = renderer.point(("0", log, segment + u64::from(series == Some(9))), &point(key, series, 42, true));
+                    let record = renderer
+                        .point(("0", log, segment + u64::from(series == Some(9))), &point(key, series, 42, true));
                     assert_eq!(record.key, expected_key.as_bytes());
                     assert_eq!(record.topic, format!("raw.{name}"));
                     assert_eq!(record.id, b"00000000000000ab-0-5-42");
