@@ -90,7 +90,12 @@ impl CallBooks {
         let after = gate.0.state();
         drop(gate);
         if before != after {
-            tracing::info!(cause = "breaker", from = before.name(), to = after.name(), "the circuit breaker of a sink has changed");
+            tracing::info!(
+                cause = "breaker",
+                from = before.name(),
+                to = after.name(),
+                "the circuit breaker of a sink has changed"
+            );
         }
     }
 

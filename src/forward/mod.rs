@@ -21,6 +21,7 @@ mod file;
 mod filter;
 pub mod influx;
 mod json;
+pub mod kafka;
 mod line;
 mod piece;
 pub mod reader;
@@ -99,7 +100,7 @@ impl Forward {
             let courier = Courier::new(Parts {
                 name: name.clone(),
                 node_id,
-                sink: make_sink(configured, node_id),
+                sink: make_sink(configured, node_id, data_dir),
                 filter: Filter::new(&configured.names, &configured.tags),
                 logs: with_cursors,
                 books: of.clone(),
@@ -156,8 +157,13 @@ impl Running {
     }
 }
 
-fn make_sink(configured: &config::Sink, node_id: u128) -> Box<dyn Sink> {
+fn make_sink(configured: &config::Sink, node_id: u128, data_dir: &Path) -> Box<dyn Sink> {
     match configured.r#type {
+        config::SinkType::Kafka => {
+            let letters = kafka::LetterBox::new(&configured.name, data_dir);
+            let settings = kafka::Settings::new(configured);
+            Box::new(kafka::KafkaSink::new(&configured.name, node_id, settings, Box::new(letters)))
+        }
         config::SinkType::File => Box::new(file::FileSink::new(
             file::Settings {
                 dir: configured.path.clone().expect("checked: a file sink has a path"),

@@ -26,6 +26,7 @@ use metricstream_shards::{
         partial::ShardMessage,
         protocol::{BEFORE_ALL_NS, Floor, MarkTable, SECOND_NS, Spans, align_down},
         set::Cell,
+        state,
         summary::{Aggregates, Summary},
     },
 };
@@ -45,6 +46,8 @@ pub struct Settings {
     /// Whether series' own windows are logged, or only what rules make of them
     pub per_series: bool,
     pub rules: Vec<Rule>,
+    /// Whether results are logged with what they can be merged from elsewhere
+    pub keep_state: bool,
     /// Above this F rises, as far as M
     pub memory_bytes_max: usize,
     pub shards: u16,
@@ -107,6 +110,7 @@ pub struct ReducerCore {
     base_ns: i64,
     lateness_ns: i64,
     memory_bytes_max: usize,
+    keep_state: bool,
     /// F that the logs' byte bound asks for
     wanted_floor_ns: i64,
     epoch: u64,
@@ -132,6 +136,8 @@ pub struct ReducerCore {
     encoder: AggregatesEncoder,
     group: Option<(InstanceKey, Option<u32>)>,
     scratch: Summary,
+    /// State of the result at hand, when it is kept
+    state: Vec<u8>,
     last_mark_ns: i64,
     newest: BTreeMap<NewestKey, WindowRecord>,
     newest_pending: Vec<(NewestKey, WindowRecord)>,
@@ -210,6 +216,7 @@ impl ReducerCore {
             base_ns: seconds(settings.base_s),
             lateness_ns: settings.spans.lateness_ns,
             memory_bytes_max: settings.memory_bytes_max,
+            keep_state: settings.keep_state,
             wanted_floor_ns: BEFORE_ALL_NS,
             epoch: settings.epoch,
             era: recovered.era,
@@ -230,6 +237,7 @@ impl ReducerCore {
             encoder: AggregatesEncoder::default(),
             group: None,
             scratch: Summary::new(),
+            state: Vec::new(),
             last_mark_ns: recovered.m_ns,
             newest: BTreeMap::new(),
             newest_pending: Vec::new(),
@@ -545,8 +553,10 @@ impl ReducerCore {
     /// Puts one result into the open record, unless it says nothing new.
     fn emit(&mut self, key: InstanceKey, subject: Subject, first: bool) {
         let mut scratch = std::mem::take(&mut self.scratch);
-        let computed = self.compute(key, subject, &mut scratch);
-        self.scratch = scratch;
+        let mut state = std::mem::take(&mut self.state);
+        state.clear();
+        let computed = self.compute(key, subject, &mut scratch, self.keep_state.then_some(&mut state));
+        (self.scratch, self.state) = (scratch, state);
         let instance = self.instances.get_mut(&key).expect("a window is begun before its results");
         instance.changed.remove(&subject);
         let loaded = instance.loaded.remove(&subject);
@@ -555,9 +565,15 @@ impl ReducerCore {
         }
         let damaged = instance.damaged.get(&subject);
         let mut result = match (computed, damaged) {
-            // The larger count stays.
-            (Some(computed), Some(last)) if computed.aggregates.count < last.aggregates.count => *last,
-            (None, Some(last)) => *last,
+            // The larger count stays; of what state, only the log before the damage knew.
+            (Some(computed), Some(last)) if computed.aggregates.count < last.aggregates.count => {
+                self.state.clear();
+                *last
+            }
+            (None, Some(last)) => {
+                self.state.clear();
+                *last
+            }
             (Some(computed), _) => computed,
             (None, None) => return,
         };
@@ -605,7 +621,7 @@ impl ReducerCore {
             Unpacked::Series(series) => &self.series.key(series)[..],
             Unpacked::Target(target) => &self.series.target_at(target).key[..],
         };
-        self.encoder.push(series_key, revision, result.flags, result.series, &result.aggregates);
+        self.encoder.push(series_key, revision, result.flags, result.series, &result.aggregates, &self.state);
     }
 
     /// For scrapes: the newest window of each output, visible when the round is durable.
@@ -627,8 +643,14 @@ impl ReducerCore {
         self.newest_pending.push(((target.rule, window_s, target.key.clone()), record));
     }
 
-    /// The result as the cells say; `None` without points.
-    fn compute(&self, key: InstanceKey, subject: Subject, scratch: &mut Summary) -> Option<LastResult> {
+    /// The result as the cells say; `None` without points. `state`: where what it can be merged from is to be put.
+    fn compute(
+        &self,
+        key: InstanceKey,
+        subject: Subject,
+        scratch: &mut Summary,
+        state: Option<&mut Vec<u8>>,
+    ) -> Option<LastResult> {
         let last = |aggregates, series, unchecked| LastResult {
             aggregates,
             series,
@@ -639,6 +661,11 @@ impl ReducerCore {
         match subject.unpack() {
             Unpacked::Series(series) if key.length_ns == self.base_ns => {
                 let cell = windows().next()?.get(&series)?;
+                if let Some(state) = state.filter(|_| cell.count() > 1) {
+                    scratch.add_cell(cell);
+                    state::put(scratch, state);
+                    scratch.clear();
+                }
                 Some(last(cell.aggregates()?, 1, cell.is_unchecked()))
             }
             Unpacked::Series(series) => {
@@ -648,6 +675,9 @@ impl ReducerCore {
                     unchecked |= cell.is_unchecked();
                 }
                 let aggregates = (scratch.count() > 0).then(|| scratch.aggregates()).flatten();
+                if let Some(state) = state.filter(|_| scratch.count() > 1) {
+                    state::put(scratch, state);
+                }
                 scratch.clear();
                 Some(last(aggregates?, 1, unchecked))
             }
@@ -662,6 +692,9 @@ impl ReducerCore {
                     reported += u64::from(scratch.count() > before);
                 }
                 let aggregates = (scratch.count() > 0).then(|| scratch.aggregates()).flatten();
+                if let Some(state) = state.filter(|_| scratch.count() > 1) {
+                    state::put(scratch, state);
+                }
                 scratch.clear();
                 Some(last(aggregates?, reported, unchecked))
             }
@@ -873,7 +906,7 @@ impl ReducerCore {
         let mut lost = Vec::new();
         for (&key, instance) in &self.instances {
             for (&subject, last) in &instance.loaded {
-                let count = self.compute(key, subject, &mut scratch).map_or(0, |r| r.aggregates.count);
+                let count = self.compute(key, subject, &mut scratch, None).map_or(0, |r| r.aggregates.count);
                 // Once damaged, always: an equal count is then the count of what was left.
                 if count < last.aggregates.count || last.flags.damaged {
                     lost.push((key, subject, *last));

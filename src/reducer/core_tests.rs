@@ -31,6 +31,7 @@ fn core(shards: u16, per_series: bool) -> ReducerCore {
         windows_s: vec![10, 60],
         per_series,
         rules: vec![rule],
+        keep_state: false,
         memory_bytes_max: usize::MAX,
         shards,
         rebuilds: 0,

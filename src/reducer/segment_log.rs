@@ -171,6 +171,7 @@ mod tests {
             windows_s: vec![10, 60],
             per_series: true,
             rules: vec![],
+            keep_state: false,
             memory_bytes_max: usize::MAX,
             shards: 1,
             rebuilds,

@@ -115,6 +115,18 @@ impl Summary {
         self.unchecked |= other.unchecked;
     }
 
+    /// Adds `count` equal values.
+    pub fn add_many(&mut self, value: f64, count: u64) {
+        if count > 0 {
+            let value = value + 0.0; // -0 becomes +0
+            self.count += count;
+            self.sum.add_many(value, count);
+            self.min = self.min.min(value);
+            self.max = self.max.max(value);
+            self.sketch.add_many(value, count);
+        }
+    }
+
     /// Adds what a cell holds: longer windows from shorter ones, rules from series.
     pub fn add_cell(&mut self, cell: &Cell) {
         match cell.summary() {
@@ -125,6 +137,14 @@ impl Summary {
 
     pub fn count(&self) -> u64 {
         self.count
+    }
+
+    pub(super) fn sum(&self) -> &ExactSum {
+        &self.sum
+    }
+
+    pub(super) fn sketch(&self) -> &Sketch {
+        &self.sketch
     }
 
     pub fn is_unchecked(&self) -> bool {
