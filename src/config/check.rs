@@ -297,10 +297,15 @@ impl Config {
             if sink.names.iter().any(String::is_empty) {
                 wrong(key("names"), "an empty glob matches nothing; leave the key out for every name".into());
             }
-            if sink.r#type == SinkType::Kafka {
-                for (field, message) in crate::forward::kafka::settings::problems(sink) {
-                    wrong(key(field), message);
-                }
+            let problems = match sink.r#type {
+                SinkType::Kafka => crate::forward::kafka::settings::problems(sink),
+                SinkType::Influx => crate::forward::influx::problems(sink),
+                SinkType::File => Vec::new(),
+            };
+            for (field, message) in problems {
+                wrong(key(field), message);
+            }
+            if sink.r#type != SinkType::File {
                 continue;
             }
             match &sink.path {

@@ -22,6 +22,7 @@ mod filter;
 pub mod influx;
 mod json;
 pub mod kafka;
+pub mod letters_command;
 mod line;
 mod piece;
 pub mod reader;
@@ -38,6 +39,7 @@ use std::time::{Duration, Instant};
 
 use crate::config::{self, Config};
 use books::{ForwardBooks, SinkBooks};
+use calls::CallBooks;
 use courier::{Courier, Parts, Place, Start};
 use cursor::{Cursor, CursorError};
 use filter::Filter;
@@ -85,7 +87,8 @@ impl Forward {
         for configured in &config.sink {
             let name: Arc<str> = configured.name.as_str().into();
             let read: Vec<_> = logs.iter().filter(|log| log.is_read_by(&name)).cloned().collect();
-            let of = Arc::new(SinkBooks::new(name.clone(), configured.r#type.word(), read.clone()));
+            let (sink, calls) = make_sink(configured, node_id, data_dir);
+            let of = Arc::new(SinkBooks::new(name.clone(), configured.r#type.word(), read.clone(), calls));
             let start = match configured.start {
                 config::SinkStart::Oldest => Start::Oldest,
                 config::SinkStart::Now => Start::Now,
@@ -100,7 +103,7 @@ impl Forward {
             let courier = Courier::new(Parts {
                 name: name.clone(),
                 node_id,
-                sink: make_sink(configured, node_id, data_dir),
+                sink,
                 filter: Filter::new(&configured.names, &configured.tags),
                 logs: with_cursors,
                 books: of.clone(),
@@ -157,8 +160,15 @@ impl Running {
     }
 }
 
-fn make_sink(configured: &config::Sink, node_id: u128, data_dir: &Path) -> Box<dyn Sink> {
-    match configured.r#type {
+/// The sink, and what it counts of its calls.
+fn make_sink(configured: &config::Sink, node_id: u128, data_dir: &Path) -> (Box<dyn Sink>, Option<Arc<CallBooks>>) {
+    let sink: Box<dyn Sink> = match configured.r#type {
+        config::SinkType::Influx => {
+            let calls = Arc::new(CallBooks::new(influx::KINDS, crate::reducer::thread::wall_ns() as u64));
+            let settings = influx::Settings::new(configured, data_dir);
+            let sink = influx::InfluxSink::new(settings, node_id, calls.clone());
+            return (Box::new(sink), Some(calls));
+        }
         config::SinkType::Kafka => {
             let letters = kafka::LetterBox::new(&configured.name, data_dir);
             let settings = kafka::Settings::new(configured);
@@ -183,7 +193,8 @@ fn make_sink(configured: &config::Sink, node_id: u128, data_dir: &Path) -> Box<d
             },
             node_id,
         )),
-    }
+    };
+    (sink, None)
 }
 
 /// The cursor where it can be believed. Where it cannot, the sink begins with the oldest there is: too much under the same

@@ -32,14 +32,26 @@ pub enum Heard {
 pub enum Verdict {
     Written,
     /// Written but for this many
-    Partial { dropped: u64, reason: String },
+    Partial {
+        dropped: u64,
+        reason: String,
+    },
     /// Nothing, or not all, was written, because of a line in it
-    BadLine { reason: String },
-    TooLarge { reason: String },
+    BadLine {
+        reason: String,
+    },
+    TooLarge {
+        reason: String,
+    },
     /// Waits for an operator
-    Held { reason: String },
+    Held {
+        reason: String,
+    },
     /// Waits for the server
-    Later { reason: String, retry_after: Option<Duration> },
+    Later {
+        reason: String,
+        retry_after: Option<Duration>,
+    },
 }
 
 /// By which calls are counted.
@@ -119,8 +131,12 @@ pub fn judge(heard: &Heard, now: SystemTime) -> Verdict {
             reason: format!("{status} {text}"),
             retry_after: retry_after.as_deref().and_then(|value| parse_retry_after(value, now)),
         },
-        200..=299 => Verdict::Held { reason: format!("{status} where a write endpoint says 204: is the URL that of InfluxDB?") },
-        300..=399 => Verdict::Held { reason: format!("{status}, a redirection, which is not followed: set the URL it leads to") },
+        200..=299 => {
+            Verdict::Held { reason: format!("{status} where a write endpoint says 204: is the URL that of InfluxDB?") }
+        }
+        300..=399 => {
+            Verdict::Held { reason: format!("{status}, a redirection, which is not followed: set the URL it leads to") }
+        }
         _ => Verdict::Held { reason: format!("{status} {text}") },
     }
 }

@@ -155,14 +155,6 @@ impl Client {
         heard(request.send(body.to_string()))
     }
 
-    pub fn patch_json(&self, url: &str, body: &serde_json::Value) -> Heard {
-        let mut request = self.agent.patch(url).content_type("application/json");
-        if let Some(authorization) = &self.authorization {
-            request = request.header("Authorization", authorization);
-        }
-        heard(request.send(body.to_string()))
-    }
-
     pub fn get(&self, url: &str) -> Heard {
         let mut request = self.agent.get(url);
         if let Some(authorization) = &self.authorization {

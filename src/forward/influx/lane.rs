@@ -37,15 +37,7 @@ pub struct Batch {
 
 impl Batch {
     pub fn new(generation: u64, target: usize, begun: Instant) -> Batch {
-        Batch {
-            generation,
-            target,
-            text: Vec::new(),
-            ends: Vec::new(),
-            numbers: Vec::new(),
-            units: Vec::new(),
-            begun,
-        }
+        Batch { generation, target, text: Vec::new(), ends: Vec::new(), numbers: Vec::new(), units: Vec::new(), begun }
     }
 
     fn start_of(&self, line: usize) -> usize {

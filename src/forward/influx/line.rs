@@ -335,7 +335,17 @@ mod tests {
         key
     }
     fn point<'a>(key: &'a [u8], series: Option<u32>, value: Value<'a>) -> Point<'a> {
-        Point { number: 0, key, series, timestamp_ns: 5, value, request_id: "", traceparent: "" }
+        Point {
+            number: 0,
+            epoch: 1,
+            is_identified: true,
+            key,
+            series,
+            timestamp_ns: 5,
+            value,
+            request_id: "",
+            traceparent: "",
+        }
     }
     fn line(lines: &mut Lines, at: (u32, u64), point: &Point<'_>) -> String {
         let mut out = Vec::new();
@@ -421,7 +431,7 @@ mod tests {
         encode(&mut encoder, &key("c", "cpu", &[("rule", "own")]), flags, &aggregates);
         let mut out = Vec::new();
         decode_aggregates(encoder.bytes(), &mut |view| {
-            Lines::new(Schema::Platform, false).window(&Window { number: 1, view }, &mut out);
+            Lines::new(Schema::Platform, false).window(&Window { number: 1, epoch: 1, view }, &mut out);
         })
         .expect("just encoded");
         assert_eq!(
@@ -432,6 +442,6 @@ mod tests {
     }
 
     fn encode(encoder: &mut AggregatesEncoder, key: &[u8], flags: Flags, aggregates: &Aggregates) {
-        encoder.push(key, 2, flags, 4, aggregates);
+        encoder.push(key, 2, flags, 4, aggregates, &[]);
     }
 }

@@ -8,6 +8,7 @@
 pub mod answer;
 pub mod client;
 pub mod delivery;
+pub mod init;
 mod lane;
 pub mod line;
 
@@ -35,8 +36,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(5);
 const LOOK_SELDOM: Duration = Duration::from_millis(50);
 
 /// Names of the kinds of answers, for the books.
-pub const KINDS: &[&str] =
-    &["written", "partial", "bad_line", "too_large", "held", "busy", "timeout", "network"];
+pub const KINDS: &[&str] = &["written", "partial", "bad_line", "too_large", "held", "busy", "timeout", "network"];
 
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -313,8 +313,7 @@ impl Sink for InfluxSink {
         let Started { shared, lanes, .. } = self.started.as_mut().expect("started above");
         let (id, log_id, segment_id) = (unit.id, unit.log_id, unit.segment_id);
         let target = usize::from(is_aggregate(log_id));
-        let (points_max, bytes_max) =
-            (self.settings.batch_points, shared.batch_bytes_max.load(Ordering::Relaxed));
+        let (points_max, bytes_max) = (self.settings.batch_points, shared.batch_bytes_max.load(Ordering::Relaxed));
         let (lines, generation) = (&mut self.lines, self.generation);
         let mut open = Open::default();
         let count = lanes.len() as u64;
