@@ -486,3 +486,41 @@ def test_victoria_metrics_takes_both_apis(make_server, tmp_path, api):
         assert found() == sorted((n % 4, base_ms + n, n) for n in range(1000))
     finally:
         victoria.close()
+
+
+def test_init_of_version_2_makes_buckets_and_tasks_once(make_server, scripted):
+    """No InfluxDB 2 can be installed where these tests run: this server follows its documented API."""
+    made = {"buckets": [], "tasks": []}
+
+    def script(request):
+        assert request.headers.get("authorization") is None
+        kind = request.path.removeprefix("/api/v2/")
+        if kind == "orgs":
+            orgs = [{"id": "0123456789abcdef", "name": "example"}] if request.query["org"] == "example" else []
+            return reply(200, json.dumps({"orgs": orgs}))
+        if request.method == "GET":
+            found = [thing for thing in made[kind] if thing["name"] == request.query["name"]]
+            return reply(200, json.dumps({kind: found}))
+        body = json.loads(request.body)
+        assert body["orgID"] == "0123456789abcdef"
+        if kind == "tasks":
+            body["name"] = body["flux"].split('option task = {name: "')[1].split('"')[0]
+        made[kind].append(body)
+        return reply(201, json.dumps(body))
+
+    sink = scripted(script)
+    server = make_server()
+    words = ["influx", "init", "--url", sink.url, "--api", "v2", "--org", "example"]
+    assert "would make: bucket metrics_raw (7d)" in server.cli(*words, "--dry-run").stdout
+    assert made == {"buckets": [], "tasks": []}
+    assert "9 made, 0 there already" in server.cli(*words).stdout
+    assert {b["name"]: [r["everySeconds"] for r in b["retentionRules"]] for b in made["buckets"]} == {
+        "metrics_raw": [7 * 86400], "metrics_1m": [30 * 86400], "metrics_5m": [90 * 86400],
+        "metrics_1h": [365 * 86400], "metrics_1d": []}
+    assert [task["name"] for task in made["tasks"]] == [f"metricstream_{step}" for step in ("1m", "5m", "1h", "1d")]
+    for task, source in zip(made["tasks"], ("raw", "1m", "5m", "1h")):
+        assert f'from(bucket: "metrics_{source}")' in task["flux"] and "mean" not in task["flux"]
+    assert "0 made, 9 there already" in server.cli(*words).stdout
+    assert (len(made["buckets"]), len(made["tasks"])) == (5, 4)
+    unknown = server.cli(*words[:-1], "nobody", check=False)
+    assert unknown.returncode == 1 and "no organisation nobody" in unknown.stderr
