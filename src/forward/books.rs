@@ -146,7 +146,11 @@ pub fn lag(log: &LogShare, books: &LogBooks, wall_ns: i64) -> Lag {
     let mark = log.mark.get();
     let (segment_id, offset) = (books.segment_id.load(Ordering::Relaxed), books.offset.load(Ordering::Relaxed));
     let points = mark.next_point.saturating_sub(books.next_point.load(Ordering::Relaxed));
-    let bytes = lag_bytes(log.segment_bytes, (segment_id, offset), (mark.end.segment_id, mark.end.offset));
+    // A block without points, or an empty segment, is nothing to wait for.
+    let bytes = match points {
+        0 => 0,
+        _ => lag_bytes(log.segment_bytes, (segment_id, offset), (mark.end.segment_id, mark.end.offset)),
+    };
     let oldest_ns = books.oldest_stamp_ns.load(Ordering::Relaxed);
     let seconds =
         if points == 0 || oldest_ns == i64::MIN { 0.0 } else { wall_ns.saturating_sub(oldest_ns).max(0) as f64 / 1e9 };

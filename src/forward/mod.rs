@@ -31,6 +31,11 @@ pub mod share;
 mod sink;
 mod unit;
 
+#[cfg(test)]
+mod courier_tests;
+#[cfg(test)]
+mod reader_tests;
+
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -212,6 +217,10 @@ fn find_cursor(
         Ok(Some(found)) => {
             if (found.node_id, found.log_id, found.sink.as_str()) != (node_id, log.log_id, sink) {
                 "it belongs to another data directory, log or sink".to_owned()
+            } else if mark.next_point == 0 && found.next_point > 0 {
+                tracing::info!(log = log.name(), sink, "this log begins anew, and the sink with it");
+                let _ = std::fs::remove_file(path);
+                return Ok((None, Start::Oldest));
             } else if found.next_point > mark.next_point || found.at > mark.end {
                 "it is beyond the end of the log, which was replaced or has lost its end".to_owned()
             } else {

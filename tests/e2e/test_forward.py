@@ -190,10 +190,11 @@ def test_a_full_output_disk_is_retried_memory_stays_flat_and_nothing_is_lost(mak
         errors = "metricstream_sink_errors_total"
         eventually(lambda: server.metrics().sum(errors, sink="out") > 0, 60, "the output disk is full")
         assert server.metrics().sum("metricstream_sink_state", sink="out", state="retrying") == 1
+        time.sleep(5)  # what is kept of the last reads has its size now
         rss, behind, acked = server.rss_bytes(), lag(server), len(load.acked)
-        time.sleep(5)
+        time.sleep(8)
         assert lag(server) > behind and len(load.acked) > acked + 500, "clients go on"
-        assert server.rss_bytes() < rss + 16 * MIB, f"{rss} -> {server.rss_bytes()}"
+        assert server.rss_bytes() < rss + 12 * MIB, f"{rss} -> {server.rss_bytes()}"
         assert server.metrics().sum("metricstream_sink_errors_total", sink="other") == 0
         books(server)
         subprocess.run(["mount", "-o", "remount,size=256m", str(out)], check=True)
@@ -223,11 +224,10 @@ def fill_until(server, name, done, most=400):
         base = time.time_ns() - 60 * 10**9  # old enough for windows to be frozen soon
         lines = "\n".join(f"{name},k={n % 100} value={random.random()} {base + n}" for n in range(2000))
         answer = server.post("/write", lines.encode())
+        sent += 2000 * (answer.status_code == 204)
         if done(answer):
             return sent
-        if answer.status_code == 204:
-            sent += 2000
-        else:
+        if answer.status_code != 204:
             assert answer.status_code == 503 and answer.headers["Retry-After"], answer.text
             time.sleep(0.1)
     raise AssertionError(f"not after {sent} points\n{server.log_tail()}")
