@@ -17,6 +17,9 @@ mod render;
 pub mod settings;
 pub mod topic;
 
+#[cfg(test)]
+mod mock_tests;
+
 use std::time::{Duration, Instant};
 
 use rdkafka::types::RDKafkaErrorCode as Code;

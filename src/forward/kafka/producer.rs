@@ -60,6 +60,8 @@ impl ClientContext for Context {
     fn log(&self, level: RDKafkaLogLevel, fac: &str, message: &str) {
         // Whatever stops delivery is said by the sink, in its own words; librdkafka's help to find out why.
         match level {
+            // That enable.gapless.guarantee is experimental: known, and its effect is tested.
+            _ if fac == "CONFWARN" => tracing::debug!(sink = %self.sink, "librdkafka: {fac}: {message}"),
             RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical => {
                 tracing::error!(sink = %self.sink, "librdkafka: {fac}: {message}");
             }
