@@ -4,7 +4,7 @@ use std::io::{self, Write};
 use std::path::Path;
 
 use super::dead_letter::{Bounds, DeadLetters, Entry};
-use super::influx;
+use super::{influx, kafka};
 use crate::args::{DeadLetterArgs, DeadLetterCommand, Exit};
 use crate::config::{Config, Sink, SinkType};
 
@@ -88,8 +88,7 @@ fn send_again(mut letters: DeadLetters, name: &str, root: &Path, config: &Config
 fn resend(sink: &Sink, root: &Path, entries: Vec<Entry>) -> Result<(u64, Vec<Entry>), String> {
     match sink.r#type {
         SinkType::Influx => influx::send_again(&influx::Settings::new(sink, root), entries),
-        SinkType::Kafka | SinkType::File => {
-            Err(format!("sinks of type \"{}\" cannot be sent single records from here", sink.r#type.word()))
-        }
+        SinkType::Kafka => kafka::send_again(&kafka::Settings::new(sink), &sink.name, entries),
+        SinkType::File => Err("a file sink refuses nothing; these come from another sink of that name".to_owned()),
     }
 }

@@ -83,10 +83,10 @@ bind-address = "127.0.0.1:{rpc}"
     def rows(self, statement):
         """One dict a row, tags and columns together."""
         return [dict(series.get("tags", {}), **dict(zip(series["columns"], row)))
-                for series in self.query(statement) for row in series["values"]]
+                for series in self.query(statement) for row in series.get("values", [])]
 
     def values(self, statement):
-        return [row[0] for series in self.query(statement) for row in series["values"]]
+        return [row[0] for series in self.query(statement) for row in series.get("values", [])]
 
 
 class VictoriaMetrics:

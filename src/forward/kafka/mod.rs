@@ -9,6 +9,7 @@
 //! [`flight`] decides, [`render`] writes, [`producer`] is librdkafka. Memory: what is on its way is bounded by
 //! `in_flight_bytes_max`, give or take one unit.
 
+mod again;
 mod flight;
 mod json;
 mod letters;
@@ -27,6 +28,7 @@ use rdkafka::types::RDKafkaErrorCode as Code;
 use super::share::log_name;
 use super::sink::{Report, Settled, Sink, SinkFailed};
 use super::unit::{Item, Unit};
+pub use again::send_again;
 use flight::{Blame, Failed, Flight, Trouble};
 pub use letters::LetterBox;
 use producer::{NotTaken, Producer, Reports};
