@@ -106,12 +106,7 @@ pub struct SinkBooks {
 }
 
 impl SinkBooks {
-    pub fn new(
-        name: Arc<str>,
-        kind: &'static str,
-        logs: Vec<Arc<LogShare>>,
-        calls: Option<Arc<CallBooks>>,
-    ) -> SinkBooks {
+    pub fn new(name: Arc<str>, kind: &'static str, logs: Vec<Arc<LogShare>>) -> SinkBooks {
         SinkBooks {
             name,
             kind,
@@ -119,13 +114,17 @@ impl SinkBooks {
             errors: Counter::new(),
             cursor_stores: Counter::new(),
             cursor_failures: Counter::new(),
-            calls,
+            calls: None,
             state: AtomicU64::new(State::Running as u64),
         }
     }
 
     pub fn set_state(&self, state: State) {
         self.state.store(state as u64, Ordering::Relaxed);
+    }
+
+    pub fn with_calls(self, calls: Option<Arc<CallBooks>>) -> SinkBooks {
+        SinkBooks { calls, ..self }
     }
 
     /// What an operator should see: a sink that repeats its calls by itself is not running well meanwhile.

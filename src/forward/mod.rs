@@ -93,7 +93,8 @@ impl Forward {
             let name: Arc<str> = configured.name.as_str().into();
             let read: Vec<_> = logs.iter().filter(|log| log.is_read_by(&name)).cloned().collect();
             let (sink, calls) = make_sink(configured, node_id, data_dir);
-            let of = Arc::new(SinkBooks::new(name.clone(), configured.r#type.word(), read.clone(), calls));
+            let of = SinkBooks::new(name.clone(), configured.r#type.word(), read.clone());
+            let of = Arc::new(of.with_calls(calls));
             let start = match configured.start {
                 config::SinkStart::Oldest => Start::Oldest,
                 config::SinkStart::Now => Start::Now,

