@@ -9,6 +9,7 @@ use super::breaker::{Admission, Breaker, Permit, State};
 use super::retry::RetryBudget;
 
 pub struct CallBooks {
+    sink: String,
     /// Names of the kinds of answers, in the order of `answers`
     pub kinds: &'static [&'static str],
     answers: Vec<AtomicU64>,
@@ -41,8 +42,9 @@ pub struct Gate {
 }
 
 impl CallBooks {
-    pub fn new(kinds: &'static [&'static str], seed: u64) -> CallBooks {
+    pub fn new(sink: &str, kinds: &'static [&'static str], seed: u64) -> CallBooks {
         CallBooks {
+            sink: sink.to_owned(),
             kinds,
             answers: kinds.iter().map(|_| AtomicU64::new(0)).collect(),
             retries: AtomicU64::new(0),
@@ -92,6 +94,7 @@ impl CallBooks {
         if before != after {
             tracing::info!(
                 cause = "breaker",
+                sink = self.sink,
                 from = before.name(),
                 to = after.name(),
                 "the circuit breaker of a sink has changed"

@@ -170,7 +170,8 @@ impl Running {
 fn make_sink(configured: &config::Sink, node_id: u128, data_dir: &Path) -> (Box<dyn Sink>, Option<Arc<CallBooks>>) {
     let sink: Box<dyn Sink> = match configured.r#type {
         config::SinkType::Influx => {
-            let calls = Arc::new(CallBooks::new(influx::KINDS, crate::reducer::thread::wall_ns() as u64));
+            let calls =
+                Arc::new(CallBooks::new(&configured.name, influx::KINDS, crate::reducer::thread::wall_ns() as u64));
             let settings = influx::Settings::new(configured, data_dir);
             let sink = influx::InfluxSink::new(settings, node_id, calls.clone());
             return (Box::new(sink), Some(calls));
