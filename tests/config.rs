@@ -106,6 +106,25 @@ name = "without.host"
 match.name = "cpu*"
 without = ["host", "cpu"]
 
+[[sink]]
+name = "archive.v1"
+type = "file"
+send = "raw"
+names = ["api.*", "cpu"]
+tags = { region = "eu-*" }
+start = "now"
+path = "/var/lib/archive"
+format = "line"
+compression = "zstd"
+rotate_bytes = "1 GiB"
+rotate_every = "5 min"
+keep_files = 100
+stop_within = "500 ms"
+
+[[sink]]
+name = "all"
+path = "out"
+
 [logging]
 level = "debug"
 format = "json"
@@ -419,5 +438,26 @@ proptest::proptest! {
         let mut config = Config::default();
         config.tags.insert(key, value);
         proptest::prop_assert_eq!(Config::parse(&config.to_toml(), "printed"), Ok(config));
+    }
+}
+
+#[test]
+fn a_sink_that_cannot_be_is_told_why() {
+    let sink = |more: &str| format!("[[sink]]\nname = \"a\"\npath = \"out\"\n{more}");
+    assert_eq!(parse(&sink("")).sink[0].rotate_every, Duration::from_secs(60));
+    for (text, part) in [
+        ("[[sink]]\npath = \"out\"\n".to_owned(), "a name is needed"),
+        ("[[sink]]\nname = \"a\"\n".to_owned(), "needs a path"),
+        ("[[sink]]\nname = \"a/b\"\npath = \"out\"\n".to_owned(), "cannot be used"),
+        ("[[sink]]\nname = \"..\"\npath = \"out\"\n".to_owned(), "cannot be used"),
+        (sink("type = \"fil\"\n"), "did you mean \"file\"?"),
+        (sink("names = [\"\"]\n"), "matches nothing"),
+        (sink("rotate_every = \"1 ms\"\n"), "out of bounds"),
+        (sink("rotate_byte = \"1 GiB\"\n"), "did you mean `rotate_bytes`?"),
+        (format!("{}{}", sink(""), sink("").replace("out", "other")), "another sink is called \"a\" too"),
+        (format!("{}{}", sink(""), sink("").replace("\"a\"", "\"b\"")), "another sink writes to out too"),
+    ] {
+        let found = problems(&text);
+        assert!(found.iter().any(|problem| problem.contains(part)), "{found:?} for\n{text}");
     }
 }

@@ -4,7 +4,7 @@
 //! sink's thread is between two steps, since the start of the process. The cursors have the same over all starts.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 use metricstream_shards::counters::Counter;
 
@@ -54,8 +54,6 @@ pub struct LogBooks {
     pub next_point: AtomicU64,
     /// Receive stamp of the oldest record that waits, or of the last settled one; `i64::MIN`: none
     pub oldest_stamp_ns: AtomicI64,
-    /// Whether a cursor has been found or made
-    pub is_placed: AtomicBool,
 }
 
 impl LogBooks {
@@ -127,13 +125,14 @@ impl SinkBooks {
 }
 
 pub fn lag(log: &LogShare, books: &LogBooks, wall_ns: i64) -> Lag {
-    if !books.is_placed.load(Ordering::Acquire) {
-        return Lag::default();
-    }
     let mark = log.mark.get();
     let (segment_id, offset) = (books.segment_id.load(Ordering::Relaxed), books.offset.load(Ordering::Relaxed));
     let points = mark.next_point.saturating_sub(books.next_point.load(Ordering::Relaxed));
-    let bytes = lag_bytes(log.segment_bytes, (segment_id, offset), (mark.end.segment_id, mark.end.offset));
+    // A block without points, or an empty segment, is nothing to wait for.
+    let bytes = match points {
+        0 => 0,
+        _ => lag_bytes(log.segment_bytes, (segment_id, offset), (mark.end.segment_id, mark.end.offset)),
+    };
     let oldest_ns = books.oldest_stamp_ns.load(Ordering::Relaxed);
     let seconds =
         if points == 0 || oldest_ns == i64::MIN { 0.0 } else { wall_ns.saturating_sub(oldest_ns).max(0) as f64 / 1e9 };

@@ -98,7 +98,7 @@ fn row(config: &Config, root: &Path, sink: &str, log: &str) -> Row {
     };
     let end = log_end(&dir, log_id);
     let bytes = match (&cursor, end) {
-        (Ok(cursor), Some((end, _))) => {
+        (Ok(cursor), Some((end, next_point))) if next_point > cursor.next_point => {
             let at = (cursor.at.segment_id, cursor.at.offset);
             lag_bytes(segment_bytes(&dir), at, (end.segment_id, end.offset))
         }

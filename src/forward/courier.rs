@@ -78,10 +78,12 @@ struct Feed {
     next_point: u64,
     /// Points below were counted as read
     counted_below: u64,
-    /// The ask under way
+    /// The ask under way; there is never a second
     ticket: Option<u64>,
+    /// Its answer is for a place that the feed has left since
+    unwanted: bool,
     answer: Option<Answer>,
-    /// The place asked from was dropped: the next gap is that
+    /// The place asked from was dropped, and how much that was only the next gap can tell
     after_drop: bool,
     not_before: Instant,
     in_flight: VecDeque<InFlight>,
@@ -103,14 +105,24 @@ struct InFlight {
     settled: Option<Settled>,
 }
 
+/// Where a sink stands in a log when the process starts.
+pub struct Place {
+    pub log: Arc<LogShare>,
+    /// The cursor
+    pub found: Option<Cursor>,
+    /// Where it is kept
+    pub path: PathBuf,
+    pub start: Start,
+    /// Number of the oldest point there is, as far as headers tell: only for showing how far there is to go
+    pub oldest_point: u64,
+}
+
 pub struct Parts {
     pub name: Arc<str>,
     pub node_id: u128,
     pub sink: Box<dyn Sink>,
     pub filter: Filter,
-    /// Each log with the cursor that was found for it
-    pub logs: Vec<(Arc<LogShare>, Option<Cursor>, PathBuf)>,
-    pub start: Start,
+    pub logs: Vec<Place>,
     pub books: Arc<SinkBooks>,
     pub reader: Arc<ReaderPort>,
     pub retry_most: Duration,
@@ -127,9 +139,7 @@ impl Courier {
             .logs
             .into_iter()
             .zip(&parts.books.logs)
-            .map(|((log, found, path), (_, books))| {
-                Feed::new(log, books.clone(), found, path, &parts.name, parts.node_id, parts.start, now)
-            })
+            .map(|(place, (_, books))| Feed::new(place, books.clone(), &parts.name, parts.node_id, now))
             .collect();
         Courier {
             backoff: Backoff::new(RETRY_FIRST, parts.retry_most, wall_ns() as u64),
@@ -215,7 +225,7 @@ impl Courier {
         let feed = &mut self.feeds[n];
         let waits = feed.ticket.is_some() || feed.answer.is_some() || (now < feed.not_before && !stopping);
         if waits || feed.at >= feed.log.mark.get().end {
-            feed.lost_at_the_end();
+            feed.at_the_end();
             return;
         }
         self.last_ticket += 1;
@@ -240,9 +250,10 @@ impl Courier {
     }
 
     fn took(&mut self, (ticket, answer): (u64, Answer)) {
-        // Others were asked before the sink was reset.
-        if let Some(feed) = self.feeds.iter_mut().find(|feed| feed.ticket == Some(ticket)) {
-            feed.ticket = None;
+        let asked = self.feeds.iter_mut().find(|feed| feed.ticket == Some(ticket));
+        let feed = asked.expect("every ask under way is a feed's");
+        feed.ticket = None;
+        if !std::mem::take(&mut feed.unwanted) {
             feed.answer = Some(answer);
         }
     }
@@ -250,10 +261,10 @@ impl Courier {
     fn take(&mut self, n: usize, answer: Answer, now: Instant) -> Result<(), SinkFailed> {
         match answer {
             Answer::Piece { piece, from } => return self.send(n, &piece, from, now),
-            Answer::Skip(to) => self.pass_over(n, to),
-            Answer::Dropped { to } => {
-                self.feeds[n].after_drop = true;
-                self.pass_over(n, to);
+            Answer::Skip(to) => self.pass_over(n, to, None),
+            Answer::Dropped { to, first_point } => {
+                self.feeds[n].after_drop = first_point.is_none();
+                self.pass_over(n, to, first_point);
             }
             Answer::End => self.feeds[n].not_before = now + GATHER,
             Answer::Failed(message) => {
@@ -264,19 +275,22 @@ impl Courier {
         Ok(())
     }
 
-    /// Nothing for the sink up to there.
-    fn pass_over(&mut self, n: usize, to: Position) {
+    /// Nothing for the sink up to there; points below `dropped_below` are gone.
+    fn pass_over(&mut self, n: usize, to: Position, dropped_below: Option<u64>) {
         self.last_unit += 1;
         let feed = &mut self.feeds[n];
         feed.at = to;
         if feed.placed {
+            let dropped = dropped_below.map_or(0, |below| below.saturating_sub(feed.next_point));
+            feed.next_point += dropped;
+            feed.counted(feed.next_point);
             feed.in_flight.push_back(InFlight {
                 unit: self.last_unit,
                 end: to,
                 end_point: feed.next_point,
                 first_stamp_ns: feed.cursor.settled_stamp_ns,
                 last_stamp_ns: feed.cursor.settled_stamp_ns,
-                aside: Totals::default(),
+                aside: Totals { dropped, ..Totals::default() },
                 passed: 0,
                 settled: Some(Settled::default()),
             });
@@ -307,7 +321,7 @@ impl Courier {
             last_stamp_ns = block.header.last_stamp_ns;
         }
         if expected == first_point {
-            self.pass_over(n, piece.end);
+            self.pass_over(n, piece.end, None);
             return Ok(());
         }
         feed.at = piece.end;
@@ -469,17 +483,8 @@ impl Courier {
 }
 
 impl Feed {
-    #[allow(clippy::too_many_arguments)] // made in one place
-    fn new(
-        log: Arc<LogShare>,
-        books: Arc<LogBooks>,
-        found: Option<Cursor>,
-        path: PathBuf,
-        sink: &str,
-        node_id: u128,
-        start: Start,
-        now: Instant,
-    ) -> Feed {
+    fn new(place: Place, books: Arc<LogBooks>, sink: &str, node_id: u128, now: Instant) -> Feed {
+        let Place { log, found, path, start, oldest_point } = place;
         let mark = log.mark.get();
         let fresh = Cursor {
             node_id,
@@ -487,8 +492,8 @@ impl Feed {
             sink: sink.to_owned(),
             sequence: 0,
             at: Position::default(),
-            next_point: 0,
-            first_point: 0,
+            next_point: oldest_point,
+            first_point: oldest_point,
             settled_stamp_ns: i64::MIN,
             totals: Totals::default(),
         };
@@ -503,6 +508,7 @@ impl Feed {
             next_point: 0,
             counted_below: 0,
             ticket: None,
+            unwanted: false,
             answer: None,
             after_drop: false,
             not_before: now,
@@ -537,7 +543,8 @@ impl Feed {
         self.at = self.cursor.at;
         self.next_point = self.cursor.next_point;
         self.in_flight.clear();
-        (self.ticket, self.answer, self.after_drop) = (None, None, false);
+        (self.answer, self.after_drop) = (None, false);
+        self.unwanted = self.ticket.is_some();
         self.not_before = now;
     }
 
@@ -546,9 +553,13 @@ impl Feed {
         self.counted_below = self.counted_below.max(below);
     }
 
-    /// At the very end of the log points are missing: the last blocks are damaged, or were dropped with their segment.
-    fn lost_at_the_end(&mut self) {
+    /// At the very end of the log. Points may be missing there: the last blocks are damaged, or were dropped with their segment.
+    fn at_the_end(&mut self) {
         let mark = self.log.mark.get();
+        if self.log.is_orphan && !self.placed && self.at >= mark.end {
+            // It has no points, and will get none.
+            self.log.hold_from(&self.cursor.sink, u64::MAX);
+        }
         let idle = self.ticket.is_none() && self.answer.is_none() && self.in_flight.is_empty();
         if !idle || !self.placed || self.at != mark.end || self.next_point >= mark.next_point {
             return;
@@ -600,6 +611,5 @@ impl Feed {
         books.segment_id.store(cursor.at.segment_id, Ordering::Relaxed);
         books.offset.store(cursor.at.offset, Ordering::Relaxed);
         books.next_point.store(cursor.next_point, Ordering::Relaxed);
-        books.is_placed.store(self.placed, Ordering::Release);
     }
 }

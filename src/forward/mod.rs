@@ -30,6 +30,11 @@ pub mod share;
 mod sink;
 mod unit;
 
+#[cfg(test)]
+mod courier_tests;
+#[cfg(test)]
+mod reader_tests;
+
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -38,7 +43,7 @@ use std::time::{Duration, Instant};
 
 use crate::config::{self, Config};
 use books::{ForwardBooks, SinkBooks};
-use courier::{Courier, Parts, Start};
+use courier::{Courier, Parts, Place, Start};
 use cursor::{Cursor, CursorError};
 use filter::Filter;
 use reader::ReaderPort;
@@ -86,11 +91,16 @@ impl Forward {
             let name: Arc<str> = configured.name.as_str().into();
             let read: Vec<_> = logs.iter().filter(|log| log.is_read_by(&name)).cloned().collect();
             let of = Arc::new(SinkBooks::new(name.clone(), configured.r#type.word(), read.clone()));
+            let start = match configured.start {
+                config::SinkStart::Oldest => Start::Oldest,
+                config::SinkStart::Now => Start::Now,
+            };
             let mut with_cursors = Vec::new();
             for log in read {
                 let path = cursor::cursor_path(data_dir, &name, &log.name());
-                let found = find_cursor(&path, &name, node_id, &log)?;
-                with_cursors.push((log, found, path));
+                let (found, start) = find_cursor(&path, &name, node_id, &log, start)?;
+                let oldest_point = oldest_point(&log);
+                with_cursors.push(Place { log, found, path, start, oldest_point });
             }
             let courier = Courier::new(Parts {
                 name: name.clone(),
@@ -98,10 +108,6 @@ impl Forward {
                 sink: make_sink(configured, node_id, data_dir),
                 filter: Filter::new(&configured.names, &configured.tags),
                 logs: with_cursors,
-                start: match configured.start {
-                    config::SinkStart::Oldest => Start::Oldest,
-                    config::SinkStart::Now => Start::Now,
-                },
                 books: of.clone(),
                 reader: port.clone(),
                 retry_most: configured.retry_every_max,
@@ -187,17 +193,27 @@ fn make_sink(configured: &config::Sink, node_id: u128, data_dir: &Path) -> Box<d
 
 /// The cursor where it can be believed. Where it cannot, the sink begins with the oldest there is: too much under the same
 /// ids, and nothing lost.
-fn find_cursor(path: &Path, sink: &str, node_id: u128, log: &LogShare) -> Result<Option<Cursor>, CursorError> {
+fn find_cursor(
+    path: &Path,
+    sink: &str,
+    node_id: u128,
+    log: &LogShare,
+    start: Start,
+) -> Result<(Option<Cursor>, Start), CursorError> {
     let mark = log.mark.get();
     let why = match cursor::read(path) {
-        Ok(None) => return Ok(None),
+        Ok(None) => return Ok((None, start)),
         Ok(Some(found)) => {
             if (found.node_id, found.log_id, found.sink.as_str()) != (node_id, log.log_id, sink) {
                 "it belongs to another data directory, log or sink".to_owned()
+            } else if mark.next_point == 0 && found.next_point > 0 {
+                tracing::info!(log = log.name(), sink, "this log begins anew, and the sink with it");
+                let _ = std::fs::remove_file(path);
+                return Ok((None, Start::Oldest));
             } else if found.next_point > mark.next_point || found.at > mark.end {
                 "it is beyond the end of the log, which was replaced or has lost its end".to_owned()
             } else {
-                return Ok(Some(found));
+                return Ok((Some(found), start));
             }
         }
         Err(error @ (CursorError::Newer { .. } | CursorError::Io { .. })) => return Err(error),
@@ -207,18 +223,7 @@ fn find_cursor(path: &Path, sink: &str, node_id: u128, log: &LogShare) -> Result
     // Kept for whoever wants to know.
     let _ = std::fs::rename(path, path.with_extension("unusable"));
     // `start = "now"` is for new sinks: this one is to get what it has not got.
-    let at = metricstream_shards::log::Position::default();
-    Ok(Some(Cursor {
-        node_id,
-        log_id: log.log_id,
-        sink: sink.to_owned(),
-        sequence: 0,
-        at,
-        next_point: oldest_point(log),
-        first_point: oldest_point(log),
-        settled_stamp_ns: i64::MIN,
-        totals: cursor::Totals::default(),
-    }))
+    Ok((None, Start::Oldest))
 }
 
 /// Number of the first point that the log still has.

@@ -27,6 +27,8 @@ use crate::backplane::executor;
 
 /// All cached pieces together.
 pub const CACHE_BYTES_MAX: usize = 32 << 20;
+/// Sinks that stand near each other ask within moments.
+const KEEP_FOR: Duration = Duration::from_secs(3);
 /// One read; a longer block is read by itself.
 pub const READ_BYTES_MAX: usize = 1 << 20;
 /// Files kept open between reads.
@@ -58,8 +60,9 @@ pub enum Answer {
     Skip(Position),
     /// Nothing more is durable
     End,
-    /// The place is in a segment that was dropped: reading goes on in this one, the oldest that is left
-    Dropped { to: Position },
+    /// The place is in a segment that was dropped: reading goes on in this one, the oldest that is left, whose header says
+    /// what its first point is (`None`: its header is damaged)
+    Dropped { to: Position, first_point: Option<u64> },
     /// The disk does not give it now
     Failed(String),
 }
@@ -125,6 +128,7 @@ pub async fn run(port: Arc<ReaderPort>, stop: Rc<Cell<bool>>) {
         }
         if looked_at_files.elapsed() > CLOSE_AFTER {
             looked_at_files = Instant::now();
+            reader.let_go();
             reader.close_unused().await;
         }
     }
@@ -168,8 +172,8 @@ pub struct SegmentsReader {
     open: HashMap<Place, OpenSegment>,
     names: HashMap<Place, Known>,
     cache: BTreeMap<(u32, u64, u64), Arc<Piece>>,
-    /// Keys of `cache`, oldest first
-    cached: VecDeque<(u32, u64, u64)>,
+    /// Keys of `cache` and when they came, oldest first
+    cached: VecDeque<((u32, u64, u64), Instant)>,
     cached_bytes: usize,
     /// Since when the disk has refused this place
     unreadable: Option<(Place, u64, Instant)>,
@@ -210,8 +214,12 @@ impl SegmentsReader {
     async fn dropped(&mut self, log: &LogShare) -> Answer {
         let dropped_below = log.dropped_below();
         match list(log).await {
-            Ok(segments) => match segments.iter().find(|(id, _)| *id >= dropped_below) {
-                Some(&(segment_id, _)) => Answer::Dropped { to: Position { segment_id, offset: FIRST_BLOCK } },
+            Ok(segments) => match segments.into_iter().find(|(id, _)| *id >= dropped_below) {
+                Some((segment_id, path)) => {
+                    let header = read_header(segment_id, path).await.ok().flatten();
+                    let to = Position { segment_id, offset: FIRST_BLOCK };
+                    Answer::Dropped { to, first_point: header.map(|header| header.first_point) }
+                }
                 None => Answer::End,
             },
             Err(error) => Answer::Failed(format!("{} cannot be listed: {error}", log.dir.display())),
@@ -227,7 +235,7 @@ impl SegmentsReader {
         if from.segment_id < log.dropped_below() {
             return Ok(self.dropped(log).await);
         }
-        if let Some(piece) = self.from_cache(log.log_id, from) {
+        if let Some(piece) = self.cached_at(log.log_id, from) {
             self.port.counters.shared.fetch_add(1, Ordering::Relaxed);
             return Ok(Answer::Piece { piece, from: from.offset });
         }
@@ -292,7 +300,7 @@ impl SegmentsReader {
         Ok(Answer::Piece { piece, from: offset })
     }
 
-    fn from_cache(&self, log_id: u32, from: Position) -> Option<Arc<Piece>> {
+    fn cached_at(&self, log_id: u32, from: Position) -> Option<Arc<Piece>> {
         let upto = (log_id, from.segment_id, from.offset);
         let (key, piece) = self.cache.range(..=upto).next_back()?;
         let same = (key.0, key.1) == (log_id, from.segment_id);
@@ -303,11 +311,17 @@ impl SegmentsReader {
         self.cached_bytes += piece.bytes();
         match self.cache.insert(key, piece) {
             Some(before) => self.cached_bytes -= before.bytes(),
-            None => self.cached.push_back(key),
+            None => self.cached.push_back((key, Instant::now())),
         }
-        while self.cached_bytes > CACHE_BYTES_MAX
-            && let Some(oldest) = self.cached.pop_front()
+        self.let_go();
+    }
+
+    /// Pieces beyond the bound, and those that nobody near can want any more.
+    fn let_go(&mut self) {
+        while let Some(&(oldest, since)) = self.cached.front()
+            && (self.cached_bytes > CACHE_BYTES_MAX || since.elapsed() > KEEP_FOR)
         {
+            self.cached.pop_front();
             if let Some(piece) = self.cache.remove(&oldest) {
                 self.cached_bytes -= piece.bytes();
             }
@@ -466,12 +480,7 @@ impl SegmentsReader {
             if id <= segment_id || id > upto {
                 continue;
             }
-            let file = executor::Reader::open(&path).await?;
-            let page = file.read_at(0, PAGE_BYTES).await;
-            file.close().await;
-            if let Ok(header) = SegmentHeader::parse(&page?)
-                && header.segment_id == id
-            {
+            if let Some(header) = read_header(id, path).await? {
                 return Ok(match header.previous_segment.cmp(&segment_id) {
                     std::cmp::Ordering::Equal => Some(header.previous_end),
                     // Nothing in it ever became durable.
@@ -502,6 +511,14 @@ impl SegmentsReader {
             segment.file.close().await;
         }
     }
+}
+
+/// `None`: it is blank, damaged, or another segment's.
+async fn read_header(segment_id: u64, path: PathBuf) -> std::io::Result<Option<SegmentHeader>> {
+    let file = executor::Reader::open(&path).await?;
+    let page = file.read_at(0, PAGE_BYTES).await;
+    file.close().await;
+    Ok(SegmentHeader::parse(&page?).ok().filter(|header| header.segment_id == segment_id))
 }
 
 /// Elsewhere: where the disk hangs this call hangs with it.
