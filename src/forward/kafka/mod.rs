@@ -118,7 +118,7 @@ impl KafkaSink {
             };
             let ticket = flight.ticket(number);
             let mut headers = record.headers();
-            let begun = Instant::now();
+            let mut full_since: Option<Instant> = None;
             loop {
                 match producer.send(record.topic, record.key, record.value, headers, ticket) {
                     Ok(()) => {
@@ -126,7 +126,9 @@ impl KafkaSink {
                         flight.sent();
                         return Ok(());
                     }
-                    Err((NotTaken::Full, given_back)) if begun.elapsed() < ROOM_WITHIN => {
+                    Err((NotTaken::Full, given_back))
+                        if full_since.get_or_insert_with(Instant::now).elapsed() < ROOM_WITHIN =>
+                    {
                         // Reports make room; they are taken in at the next turn.
                         producer.wait(LOOK_EVERY);
                         headers = given_back;
