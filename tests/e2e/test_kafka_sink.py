@@ -19,7 +19,7 @@ from support import oracle
 from support.kafka import Kafka, first_of_each_id
 from support.server import ROOT, eventually
 
-SCHEMAS = ROOT / "src" / "forward" / "kafka" / "schema"
+SCHEMAS = ROOT / "src" / "forward" / "schema"
 RAW, AGGREGATED = "metrics-raw", "metrics-aggregated"
 
 

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::Credentials;
 use super::answer::Heard;
 use super::client::{Client, encoded};
-use super::line::MEASUREMENT;
+use crate::forward::line::MEASUREMENT;
 use crate::args::{Exit, InfluxInitArgs};
 use std::time::Duration;
 

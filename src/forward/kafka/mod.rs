@@ -11,7 +11,6 @@
 
 mod again;
 mod flight;
-mod json;
 mod letters;
 mod producer;
 mod render;

@@ -1,0 +1,1 @@
+//! Replays of small logs to a sink in memory.
