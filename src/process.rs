@@ -19,8 +19,8 @@ use crossbeam_queue::ArrayQueue;
 use metricstream_shards::counters::{Counters, Distributions};
 use metricstream_shards::http::{Route, Router};
 use metricstream_shards::log::{
-    AGGREGATE_LOG_ID, BlockingLog, DurableMark, LogStart, LogWriter, Mark, PAGE_BYTES, Recovered, WriteMode, WriterConfig,
-    recover,
+    AGGREGATE_LOG_ID, BlockingLog, DurableMark, LogStart, LogWriter, Mark, PAGE_BYTES, Recovered, WriteMode,
+    WriterConfig, recover,
 };
 use metricstream_shards::mailbox::{Doorbell, Mailbox};
 use metricstream_shards::ring::{probe, uring};

@@ -107,7 +107,9 @@ mod tests {
         ] {
             assert_eq!(text.parse(), Ok(When::At(at)), "{text}");
         }
-        for (text, ago_s) in [("now", 0), ("-2h", 7200), ("-30m", 1800), ("-30min", 1800), ("-1.5 h", 5400), ("-7d", 604_800)] {
+        for (text, ago_s) in
+            [("now", 0), ("-2h", 7200), ("-30m", 1800), ("-30min", 1800), ("-1.5 h", 5400), ("-7d", 604_800)]
+        {
             assert_eq!(text.parse(), Ok(When::AgoNs(ago_s * S)), "{text}");
         }
         assert_eq!(When::AgoNs(5).ns(100), 95);
@@ -115,7 +117,17 @@ mod tests {
 
     #[test]
     fn what_is_no_time_is_refused_with_a_sentence_that_shows_one() {
-        for text in ["", "yesterday", "2026-01-31", "2026-01-31T12:00:00", "-", "-2", "-2 parsecs", "12:00:00Z", "9223372036854775808"] {
+        for text in [
+            "",
+            "yesterday",
+            "2026-01-31",
+            "2026-01-31T12:00:00",
+            "-",
+            "-2",
+            "-2 parsecs",
+            "12:00:00Z",
+            "9223372036854775808",
+        ] {
             let message = text.parse::<When>().expect_err(text);
             assert!(message.contains("2026-01-31T12:00:00Z"), "{text}: {message}");
         }

@@ -326,9 +326,7 @@ impl Sink for InfluxSink {
                         return Ok(());
                     }
                 },
-                Item::Window(window) => {
-                    ((window.epoch, window.number), None, Some(line::hash(window.view.key)))
-                }
+                Item::Window(window) => ((window.epoch, window.number), None, Some(line::hash(window.view.key))),
             };
             let hash = rendered.as_ref().map_or_else(|| hash.expect("one of them"), |(rendered, _)| rendered.hash);
             let lane = &mut lanes[(hash % count) as usize];

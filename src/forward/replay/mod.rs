@@ -300,7 +300,9 @@ impl Ended<'_> {
 
     fn nothing(&self) -> String {
         let there = match self.totals.times_ns {
-            Some((least, greatest)) => format!("those that pass the filters are from {} to {}", time(least), time(greatest)),
+            Some((least, greatest)) => {
+                format!("those that pass the filters are from {} to {}", time(least), time(greatest))
+            }
             None if self.totals.read == 0 => "the logs that this sink reads hold no points".to_owned(),
             None => "no point passes the filters".to_owned(),
         };
@@ -327,5 +329,9 @@ impl Ended<'_> {
 /// For a shell.
 fn quoted(word: &str) -> String {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "._-/:".contains(c);
-    if !word.is_empty() && word.chars().all(is_plain) { word.to_owned() } else { format!("'{}'", word.replace('\'', "'\\''")) }
+    if !word.is_empty() && word.chars().all(is_plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', "'\\''"))
+    }
 }

@@ -298,9 +298,10 @@ impl Replay {
             }
             return Ok(Step::Wait(self.next_turn(now)));
         };
-        let has_room = self.target.as_ref().is_none_or(|target| {
-            target.sink.has_room() && (target.settles_at_end || self.in_flight() < UNITS_MAX)
-        });
+        let has_room = self
+            .target
+            .as_ref()
+            .is_none_or(|target| target.sink.has_room() && (target.settles_at_end || self.in_flight() < UNITS_MAX));
         if !has_room {
             return Ok(Step::Wait(self.next_turn(now)));
         }

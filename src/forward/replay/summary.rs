@@ -176,7 +176,11 @@ mod tests {
         let mut totals = Totals { read: 10, sent: 8, outside: 2, ..Totals::default() };
         let sentence = "10 read, 2 outside the range, 0 filtered, 8 sent, 0 rejected, 0 dead-lettered";
         assert_eq!(totals.sentence(false), sentence);
-        totals.add(&Totals { missing: Missing { removed: 3, damaged: 1 }, times_ns: Some((5, 7)), ..Totals::default() });
+        totals.add(&Totals {
+            missing: Missing { removed: 3, damaged: 1 },
+            times_ns: Some((5, 7)),
+            ..Totals::default()
+        });
         totals.add(&Totals { times_ns: Some((2, 6)), ..Totals::default() });
         assert_eq!(totals.times_ns, Some((2, 7)));
         let rest = ", 8 to be sent, 0 rejected, 0 dead-lettered, 3 removed by retention meanwhile, 1 damaged";
