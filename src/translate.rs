@@ -8,6 +8,7 @@ use metricstream_shards::series::SeriesBounds;
 use metricstream_shards::shard::settings::{NamedClient, Settings};
 use metricstream_shards::window::FoldConfig;
 use metricstream_shards::window::protocol::Spans;
+use metricstream_shards::window::summary::Detail;
 use std::time::Duration;
 
 use crate::config::{ByteRate, Config, OverQuota, Rate, ResolvedClient, SameTimestamp, TimestampUnit};
@@ -44,6 +45,11 @@ pub fn spans(config: &Config) -> Spans {
     }
 }
 
+/// Of shards, rebuilds and reducer alike.
+fn detail(config: &Config) -> Detail {
+    if config.windows.quantiles { Detail::Quantiles } else { Detail::Plain }
+}
+
 pub fn fold(config: &Config, shards: usize) -> FoldConfig {
     FoldConfig {
         window_ns: ns_i64(config.windows.base),
@@ -52,6 +58,7 @@ pub fn fold(config: &Config, shards: usize) -> FoldConfig {
         // Evicted series keep their numbers for a while beside the live ones.
         series_max: (config.series.total_max as u64 * 2 + (1 << 20)).min(1 << 31) as u32,
         points_bytes_max: config.windows.set_bytes_max.bytes() as usize / shards,
+        detail: detail(config),
         ..FoldConfig::default()
     }
 }
@@ -159,6 +166,7 @@ pub fn reducer(config: &Config, shards: usize, rebuilds: usize, epoch: u64) -> r
                 ),
             })
             .collect(),
+        detail: detail(config),
         windows_s,
         keep_state: config.sink.iter().any(|sink| {
             // Line protocol cannot say it.

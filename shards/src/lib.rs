@@ -10,6 +10,7 @@ pub mod limiter;
 pub mod log;
 pub mod mailbox;
 pub mod point;
+pub mod random;
 pub mod ring;
 pub mod series;
 pub mod shard;

@@ -470,13 +470,17 @@ section! {
         /// How far ahead of the clock a point may be and still be aggregated; those beyond it are kept raw and counted.
         future_bound: Duration = s(600), in s(1), s(86_400);
         /// Memory, over all shards, in which the points of open windows are told apart. Beyond it windows become
-        /// sketches early and are marked `unchecked`.
+        /// sums and sketches early and are marked `unchecked`.
         set_bytes_max: ByteSize = ByteSize::mib(256), in ByteSize::mib(1), ByteSize::tib(1);
         /// Memory of the reducer for windows that may still be revised. Beyond it the horizon shrinks.
         reducer_bytes_max: ByteSize = ByteSize::mib(512), in ByteSize::mib(8), ByteSize::tib(1);
         /// Whether each series' own windows are stored, beside those of [[aggregate]] rules. Without them the aggregate
         /// log is much smaller.
         per_series: bool = true;
+        /// Whether windows have p50, p95 and p99. Without them (`null` in JSON, no row at /aggregates) nothing is sketched:
+        /// busy series take less memory and CPU, and the aggregate log is smaller. All else stays exact. Change it
+        /// freely: windows closed before keep what they have until a late point revises them.
+        quantiles: bool = true;
     }
 }
 

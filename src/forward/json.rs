@@ -6,6 +6,7 @@
 
 use metricstream_shards::point::series_key::{self, Parsed};
 use metricstream_shards::window::state::{self, StateView, SumView};
+use metricstream_shards::window::summary::Detail;
 
 use super::unit::{Value, Window};
 
@@ -59,7 +60,8 @@ pub fn put_window(window: &Window<'_>, series: &Parsed<'_>, scratch: &mut Vec<u8
     scratch.clear();
     if view.state.is_none() && a.min.to_bits() == a.max.to_bits() && !view.flags.damaged {
         // All values were equal: nothing had to be stored.
-        state::put_equal(a.min, a.count, scratch);
+        let detail = if a.quantiles.is_some() { Detail::Quantiles } else { Detail::Plain };
+        state::put_equal(a.min, a.count, detail, scratch);
     }
     let state = view.state.or_else(|| StateView::read(scratch).map(|(state, _)| state));
     out.extend_from_slice(b"{\"name\":");
@@ -104,6 +106,10 @@ fn put_state(state: &StateView<'_>, out: &mut Vec<u8>) {
     put_decimal(&state.sum, out);
     out.push(b',');
     put_integer(state.sum.exponent, out);
+    if state.count() == 0 {
+        // No sketch was made.
+        return out.extend_from_slice(b"]}");
+    }
     out.extend_from_slice(b"],\"zeros\":");
     put_integer(state.zeros, out);
     out.extend_from_slice(b",\"negative\":");
@@ -272,7 +278,7 @@ mod tests {
     #[test]
     fn a_window_carries_what_it_can_be_merged_from() {
         let values = [1.5, -2.0, 0.0, 1e300, -1e300];
-        let mut summary = Summary::new();
+        let mut summary = Summary::new(Detail::Quantiles);
         values.iter().for_each(|&value| summary.add(value));
         let mut bytes = Vec::new();
         state::put(&summary, &mut bytes);
@@ -285,7 +291,7 @@ mod tests {
                 rule: None,
                 window_s: 10,
                 start_ms: 20_000,
-                aggregates: Aggregates::of(&mut values.to_vec()).expect("values"),
+                aggregates: Aggregates::of(&mut values.to_vec(), Detail::Quantiles).expect("values"),
                 series: 1,
                 era: 2,
                 revision: 3,
@@ -308,15 +314,26 @@ mod tests {
         assert_eq!(read["state"]["negative"].as_array().map(Vec::len), Some(2));
         window.view.state = None;
         assert_eq!(json(&window)["state"], Json::Null);
-        window.view.aggregates = Aggregates::of(&mut [0.0; 3]).expect("values");
+        window.view.aggregates = Aggregates::of(&mut [0.0; 3], Detail::Quantiles).expect("values");
         assert_eq!(json(&window)["state"]["zeros"], json!(3), "equal values need no stored state");
-        window.view.aggregates = Aggregates::of(&mut [1.0, 2.0, f64::MAX, f64::MAX]).expect("values");
+        window.view.aggregates =
+            Aggregates::of(&mut [1.0, 2.0, f64::MAX, f64::MAX], Detail::Quantiles).expect("values");
         assert_eq!((&json(&window)["sum"], &json(&window)["min"]), (&Json::Null, &json!(1.0)));
+
+        let mut plain = Summary::new(Detail::Plain);
+        values.iter().for_each(|&value| plain.add(value));
+        let mut bytes = Vec::new();
+        state::put(&plain, &mut bytes);
+        window.view.state = StateView::read(&bytes).map(|(state, _)| state);
+        window.view.aggregates = plain.aggregates().expect("values");
+        let read = json(&window);
+        assert_eq!(read["state"], json!({"sum": ["-1", -1]}), "no sketch was made, and none is claimed");
+        assert_eq!((&read["max"], &read["p99"]), (&json!(1e300), &Json::Null));
     }
 
     #[test]
     fn long_sums_are_written_in_decimal() {
-        let mut summary = Summary::new();
+        let mut summary = Summary::new(Detail::Quantiles);
         [1e300, 1.0].iter().for_each(|&value| summary.add(value));
         let mut bytes = Vec::new();
         state::put(&summary, &mut bytes);

@@ -325,7 +325,7 @@ mod tests {
     use super::*;
     use crate::reducer::encode::{AggregatesEncoder, decode_aggregates};
     use crate::reducer::record::Flags;
-    use metricstream_shards::window::summary::Aggregates;
+    use metricstream_shards::window::summary::{Aggregates, Detail};
 
     fn key(client: &str, name: &str, tags: &[(&str, &str)]) -> Vec<u8> {
         let mut key = Vec::new();
@@ -425,7 +425,7 @@ mod tests {
     fn windows_have_a_measurement_of_their_own() {
         let mut encoder = AggregatesEncoder::default();
         encoder.begin(Some("by region"), 60, 120_000, 0);
-        let aggregates = Aggregates::of(&mut [2.0, 2.0]).expect("not empty");
+        let aggregates = Aggregates::of(&mut [2.0, 2.0], Detail::Quantiles).expect("not empty");
         let flags = Flags::default();
         encode(&mut encoder, &key("c", "cpu", &[("rule", "own")]), flags, &aggregates);
         let mut out = Vec::new();

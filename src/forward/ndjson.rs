@@ -89,7 +89,7 @@ mod tests {
     use crate::reducer::encode::RecordView;
     use crate::reducer::record::Flags;
     use metricstream_shards::point::series_key;
-    use metricstream_shards::window::summary::Aggregates;
+    use metricstream_shards::window::summary::{Aggregates, Detail};
 
     fn key() -> Vec<u8> {
         let mut key = Vec::new();
@@ -158,7 +158,7 @@ mod tests {
     #[test]
     fn a_window_says_all_it_knows() {
         let key = key();
-        let aggregates = Aggregates::of(&mut [1.0, 2.0, f64::MAX, f64::MAX]).expect("not empty");
+        let aggregates = Aggregates::of(&mut [1.0, 2.0, f64::MAX, f64::MAX], Detail::Quantiles).expect("not empty");
         let view = RecordView {
             key: &key,
             rule: Some("r"),

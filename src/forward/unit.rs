@@ -50,10 +50,12 @@ pub struct Window<'a> {
 }
 
 impl Window<'_> {
-    /// Its numbers beside the count, by the names they have everywhere.
+    /// Its numbers beside the count, by the names they have everywhere. Quantiles that are not kept are NaN: like what has
+    /// overflowed, they have no value to write.
     pub fn numbers(&self) -> [(&'static str, f64); 7] {
         let a = &self.view.aggregates;
-        [("sum", a.sum), ("min", a.min), ("max", a.max), ("avg", a.avg), ("p50", a.p50), ("p95", a.p95), ("p99", a.p99)]
+        let [p50, p95, p99] = a.quantiles.map_or([f64::NAN; 3], |q| [q.p50, q.p95, q.p99]);
+        [("sum", a.sum), ("min", a.min), ("max", a.max), ("avg", a.avg), ("p50", p50), ("p95", p95), ("p99", p99)]
     }
 }
 

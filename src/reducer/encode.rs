@@ -7,7 +7,10 @@
 use super::record::{Flags, WindowRecord};
 use metricstream_shards::{
     point::series_key,
-    window::{state::StateView, summary::Aggregates},
+    window::{
+        state::StateView,
+        summary::{Aggregates, Quantiles},
+    },
 };
 
 /// In the first byte of every record. Older ones stay readable; a newer one is refused.
@@ -27,9 +30,11 @@ const DAMAGED: u8 = 4;
 const ONE_VALUE: u8 = 8;
 /// With `ONE_VALUE`: min stands for the sum too
 const SUM_IS_MIN: u8 = 16;
-/// What the result can be merged from stands behind it
-const STATE: u8 = 32;
-const KNOWN_FLAGS: u8 = 31;
+/// p50, p95 and p99 were not wanted, and are not there
+const NO_QUANTILES: u8 = 32;
+/// What the result can be merged from stands behind it (version 2)
+const STATE: u8 = 64;
+const KNOWN_FLAGS: u8 = 63;
 
 /// Why bytes are no record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -162,7 +167,8 @@ impl AggregatesEncoder {
         self.previous_key.truncate(shared);
         self.previous_key.extend_from_slice(&key[shared..]);
 
-        let one_value = [a.max, a.p50, a.p95, a.p99].iter().all(|v| v.to_bits() == a.min.to_bits());
+        let min = a.min.to_bits();
+        let one_value = a.max.to_bits() == min && a.quantiles.is_none_or(|q| q.to_bits() == [min; 3]);
         let sum_is_min = one_value && a.sum.to_bits() == a.min.to_bits();
         let state = if one_value { &[][..] } else { state };
         if !state.is_empty() {
@@ -174,6 +180,7 @@ impl AggregatesEncoder {
                 | (u8::from(flags.damaged) * DAMAGED)
                 | (u8::from(one_value) * ONE_VALUE)
                 | (u8::from(sum_is_min) * SUM_IS_MIN)
+                | (u8::from(a.quantiles.is_none()) * NO_QUANTILES)
                 | (u8::from(!state.is_empty()) * STATE),
         );
         varint(out, u64::from(revision));
@@ -181,16 +188,16 @@ impl AggregatesEncoder {
         if self.rule {
             varint(out, series);
         }
-        let all = [a.min, a.sum, a.max, a.p50, a.p95, a.p99];
-        let kept = if sum_is_min {
-            1
-        } else if one_value {
-            2
-        } else {
-            6
-        };
-        for value in &all[..kept] {
-            out.extend_from_slice(&value.to_le_bytes());
+        let mut put = |value: f64| out.extend_from_slice(&value.to_le_bytes());
+        put(a.min);
+        if !sum_is_min {
+            put(a.sum);
+        }
+        if !one_value {
+            put(a.max);
+            if let Some(q) = a.quantiles {
+                [q.p50, q.p95, q.p99].into_iter().for_each(put);
+            }
         }
         out.extend_from_slice(state);
         self.entries += 1;
@@ -286,14 +293,20 @@ fn walk(bytes: &[u8], each: &mut impl FnMut(RecordView<'_>)) -> Result<(), Malfo
         }
         let min = r.value()?;
         let sum = if bits & SUM_IS_MIN != 0 { min } else { f64::from_le_bytes(r.array()?) };
-        let [max, p50, p95, p99] =
-            if bits & ONE_VALUE != 0 { [min; 4] } else { [r.value()?, r.value()?, r.value()?, r.value()?] };
-        if sum.is_nan() || min > p50 || p50 > p95 || p95 > p99 || p99 > max {
+        let max = if bits & ONE_VALUE != 0 { min } else { r.value()? };
+        let quantiles = match bits & (ONE_VALUE | NO_QUANTILES) {
+            0 => Some(Quantiles { p50: r.value()?, p95: r.value()?, p99: r.value()? }),
+            ONE_VALUE => Some(Quantiles::all(min)),
+            _ => None,
+        };
+        let ascending = |q: Quantiles| min <= q.p50 && q.p50 <= q.p95 && q.p95 <= q.p99 && q.p99 <= max;
+        if sum.is_nan() || min > max || !quantiles.is_none_or(ascending) {
             return Err(Malformed::Invalid("results contradict each other"));
         }
         let state = if bits & STATE != 0 {
             let (state, length) = StateView::read(r.rest).ok_or(Malformed::Invalid("a state is malformed"))?;
-            if state.count() != count {
+            let no_sketch = bits & NO_QUANTILES != 0 && state.count() == 0;
+            if state.count() != count && !no_sketch {
                 return Err(Malformed::Invalid("a state is of other points"));
             }
             r.take(length)?;
@@ -307,7 +320,7 @@ fn walk(bytes: &[u8], each: &mut impl FnMut(RecordView<'_>)) -> Result<(), Malfo
             rule,
             window_s,
             start_ms,
-            aggregates: Aggregates { count, sum, min, max, avg, p50, p95, p99 },
+            aggregates: Aggregates { count, sum, min, max, avg, quantiles },
             series,
             era,
             revision,
@@ -389,10 +402,16 @@ impl<'a> Reader<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use metricstream_shards::window::{state, summary::Summary};
+    use metricstream_shards::window::{
+        state,
+        summary::{Detail, Summary},
+    };
 
-    fn aggregates(values: &[f64]) -> Aggregates {
-        Aggregates::of(&mut values.to_vec()).expect("not empty")
+    const Q: Detail = Detail::Quantiles;
+    const PLAIN: Detail = Detail::Plain;
+
+    fn aggregates(values: &[f64], detail: Detail) -> Aggregates {
+        Aggregates::of(&mut values.to_vec(), detail).expect("not empty")
     }
 
     fn key(name: &str, tag: &str) -> Vec<u8> {
@@ -401,8 +420,8 @@ mod tests {
         out
     }
 
-    fn state_of(values: &[f64]) -> Vec<u8> {
-        let mut summary = Summary::new();
+    fn state_of(values: &[f64], detail: Detail) -> Vec<u8> {
+        let mut summary = Summary::new(detail);
         values.iter().for_each(|&value| summary.add(value));
         let mut out = Vec::new();
         state::put(&summary, &mut out);
@@ -419,11 +438,14 @@ mod tests {
         let mut expected = Vec::new();
         let incomplete = Flags { incomplete: true, ..Flags::default() };
         let other = Flags { unchecked: true, damaged: true, incomplete: true };
-        for (name, host, revision, flags, values) in [
-            ("cpu", "a", 0, Flags::default(), &[1.5][..]),
-            ("cpu", "ab", 1, incomplete, &[2.5, 2.5]),
-            ("cpu", "b", 300, other, &[1.0, 2.0, 1e300, -4.0]),
-            ("mem", "a", u32::MAX, Flags::default(), &[f64::MAX, f64::MAX]),
+        for (name, host, revision, flags, values, detail) in [
+            ("cpu", "a", 0, Flags::default(), &[1.5][..], Q),
+            ("cpu", "ab", 1, incomplete, &[2.5, 2.5], Q),
+            ("cpu", "b", 300, other, &[1.0, 2.0, 1e300, -4.0], Q),
+            ("cpu", "c", 0, Flags::default(), &[1.5], PLAIN),
+            ("cpu", "d", 2, incomplete, &[2.5, 2.5], PLAIN),
+            ("cpu", "e", 0, other, &[1.0, 2.0, 1e300, -4.0], PLAIN),
+            ("mem", "a", u32::MAX, Flags::default(), &[f64::MAX, f64::MAX], Q),
         ] {
             let series = if rule.is_some() { 7 } else { 1 };
             let record = WindowRecord {
@@ -431,13 +453,13 @@ mod tests {
                 rule: rule.map(Into::into),
                 window_s: 10,
                 start_ms: -20_000,
-                aggregates: aggregates(values),
+                aggregates: aggregates(values, detail),
                 series,
                 era: 3,
                 revision,
                 flags,
             };
-            let state = if with_state { state_of(values) } else { Vec::new() };
+            let state = if with_state { state_of(values, detail) } else { Vec::new() };
             encoder.push(&record.key, revision, flags, series, &record.aggregates, &state);
             expected.push(record);
         }
@@ -466,26 +488,31 @@ mod tests {
             let mut states = Vec::new();
             decode_aggregates(&bytes, &mut |view| states.push(view.state.map(|state| state.count())))
                 .expect("as above");
-            assert_eq!(states, [None, None, Some(4), None], "equal values need none");
+            assert_eq!(states, [None, None, Some(4), None, None, Some(0), None], "equal values need none");
         }
-        let mut encoder = AggregatesEncoder::default();
-        encoder.begin(None, 10, 0, 0);
-        let values = [1.0, 2.0];
-        encoder.push(b"c\xFFn", 0, Flags::default(), 1, &aggregates(&values), &state_of(&[1.0, 2.0, 3.0]));
-        let other = decode(encoder.bytes());
-        assert_eq!(other, Err(Malformed::Invalid("a state is of other points")));
+        for (detail, of) in [(Q, Q), (Q, PLAIN), (PLAIN, Q)] {
+            let mut encoder = AggregatesEncoder::default();
+            encoder.begin(None, 10, 0, 0);
+            let result = aggregates(&[1.0, 2.0], detail);
+            encoder.push(b"c\xFFn", 0, Flags::default(), 1, &result, &state_of(&[1.0, 2.0, 3.0], of));
+            let other = decode(encoder.bytes());
+            assert_eq!(other, Err(Malformed::Invalid("a state is of other points")), "{detail:?} {of:?}");
+        }
     }
 
     #[test]
     fn the_layout_is_the_one_in_the_format_document() {
         let mut encoder = AggregatesEncoder::default();
         encoder.begin(Some("r"), 60, 120_000, 2);
-        encoder.push(b"c\xFFn", 1, Flags { unchecked: true, ..Flags::default() }, 5, &aggregates(&[2.0, 2.0]), &[]);
+        encoder.push(b"c\xFFn", 1, Flags { unchecked: true, ..Flags::default() }, 5, &aggregates(&[2.0, 2.0], Q), &[]);
+        encoder.push(b"c\xFFo", 0, Flags::default(), 1, &aggregates(&[1.0, 3.0], PLAIN), &[]);
         let mut expected = vec![1, 1, 1, 0, 60, 0, 0, 0];
         expected.extend(120_000i64.to_le_bytes());
-        expected.extend([2, 0, 0, 0, 1, 0, 0, 0, b'r', 0, 3, b'c', 0xFF, b'n', 2 | 8, 1, 2, 5]);
+        expected.extend([2, 0, 0, 0, 2, 0, 0, 0, b'r', 0, 3, b'c', 0xFF, b'n', 2 | 8, 1, 2, 5]);
         expected.extend(2.0f64.to_le_bytes());
         expected.extend(4.0f64.to_le_bytes());
+        expected.extend([2, 1, b'o', 32, 0, 2, 1]);
+        [1.0f64, 4.0, 3.0].iter().for_each(|value| expected.extend(value.to_le_bytes()));
         assert_eq!(encoder.bytes(), expected);
         let mark = MarkRecord { era: 1, epoch: 2, m_ns: 3, floor_ns: -1 }.encode();
         let mut expected = vec![1, 0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0];

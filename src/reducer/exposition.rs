@@ -6,6 +6,7 @@
 //!
 //! Names that end in `_sum` and `_count` may only belong to a summary, so these two are exposed as the summary
 //! `metricstream_window`, which has no quantiles of its own. Like all others they are of one window, not running totals.
+//! A window without quantiles (`windows.quantiles = false`) has no row under `_p50`, `_p95`, `_p99`.
 
 use super::record::WindowRecord;
 use std::collections::HashSet;
@@ -33,20 +34,26 @@ pub fn aggregates_exposition<'a>(newest: impl Iterator<Item = (&'a WindowRecord,
         row(&mut out, "sum", labels, record.aggregates.sum);
         row(&mut out, "count", labels, record.aggregates.count as f64);
     }
-    type Value = fn(&WindowRecord) -> f64;
+    type Value = fn(&WindowRecord) -> Option<f64>;
     let gauges: [(&str, &str, Value); 7] = [
-        ("min", "Least value in the newest closed window.", |r| r.aggregates.min),
-        ("max", "Greatest value in the newest closed window.", |r| r.aggregates.max),
-        ("avg", "Mean of the values in the newest closed window.", |r| r.aggregates.avg),
-        ("p50", "Median of the values in the newest closed window, within 1 %.", |r| r.aggregates.p50),
-        ("p95", "95th percentile of the values in the newest closed window, within 1 %.", |r| r.aggregates.p95),
-        ("p99", "99th percentile of the values in the newest closed window, within 1 %.", |r| r.aggregates.p99),
-        ("series", "Number of series that reported in the newest closed window.", |r| r.series as f64),
+        ("min", "Least value in the newest closed window.", |r| Some(r.aggregates.min)),
+        ("max", "Greatest value in the newest closed window.", |r| Some(r.aggregates.max)),
+        ("avg", "Mean of the values in the newest closed window.", |r| Some(r.aggregates.avg)),
+        ("p50", "Median of the values in the newest closed window, within 1 %.", |r| Some(r.aggregates.quantiles?.p50)),
+        ("p95", "95th percentile of the values in the newest closed window, within 1 %.", |r| {
+            Some(r.aggregates.quantiles?.p95)
+        }),
+        ("p99", "99th percentile of the values in the newest closed window, within 1 %.", |r| {
+            Some(r.aggregates.quantiles?.p99)
+        }),
+        ("series", "Number of series that reported in the newest closed window.", |r| Some(r.series as f64)),
     ];
     for (name, help, value) in gauges {
         out.push_str(&format!("# HELP metricstream_window_{name} {help}\n# TYPE metricstream_window_{name} gauge\n"));
         for (labels, record) in &rows {
-            row(&mut out, name, labels, value(record));
+            if let Some(value) = value(record) {
+                row(&mut out, name, labels, value);
+            }
         }
     }
     out
@@ -144,7 +151,10 @@ fn window_text(window_s: u32) -> String {
 mod tests {
     use super::*;
     use crate::reducer::record::Flags;
-    use metricstream_shards::{point::series_key, window::summary::Aggregates};
+    use metricstream_shards::{
+        point::series_key,
+        window::summary::{Aggregates, Detail},
+    };
     use std::{
         io::Write,
         process::{Command, Stdio},
@@ -159,7 +169,7 @@ mod tests {
             rule: Some(rule.into()),
             window_s,
             start_ms: 0,
-            aggregates: Aggregates::of(&mut values.to_vec()).expect("values"),
+            aggregates: Aggregates::of(&mut values.to_vec(), Detail::Quantiles).expect("values"),
             series: 50,
             era: 0,
             revision: 0,
@@ -175,6 +185,19 @@ mod tests {
         assert!(text.contains("\nmetricstream_window_series{name=\"api.latency\",region=\"us-east-1\"} 50.0\n"));
         let text = aggregates_exposition([(&r, true)].into_iter());
         assert!(text.contains("{name=\"api.latency\",window=\"10s\",region=\"us-east-1\"} 2.5\n"), "{text}");
+    }
+
+    #[test]
+    fn a_window_without_quantiles_has_no_row_for_them() {
+        let with = record("", "r", 10, &[("region", "a")], &[2.5]);
+        let mut without = record("", "r", 10, &[("region", "b")], &[2.5]);
+        without.aggregates.quantiles = None;
+        let text = aggregates_exposition([(&with, false), (&without, false)].into_iter());
+        let rows =
+            |name: &str| text.lines().filter(|l| l.starts_with(&format!("metricstream_window_{name}{{"))).count();
+        assert_eq!(["sum", "max", "p50", "p95", "p99", "series"].map(rows), [2, 2, 1, 1, 1, 2], "{text}");
+        promtool_is_content_with(&text);
+        promtool_is_content_with(&aggregates_exposition([(&without, false)].into_iter()));
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //! repeat nor skip while new windows are being closed.
 
 use super::{encode::RecordView, record::WindowRecord};
-use metricstream_shards::point::series_key;
+use metricstream_shards::{point::series_key, window::summary::Quantiles};
 use std::collections::BTreeMap;
 
 #[derive(Clone, Debug, Default)]
@@ -150,7 +150,7 @@ pub struct Page {
 
 impl Page {
     /// The response body. Numbers are the shortest that read back as the same; a sum beyond f64 is `null`, because JSON
-    /// has no infinity.
+    /// has no infinity, and so are quantiles that are not kept: readers find the same keys always.
     pub fn to_json(&self) -> String {
         let mut out = String::with_capacity(64 + self.windows.len() * 256);
         out.push_str("{\"windows\":[");
@@ -195,16 +195,22 @@ fn render_window(out: &mut String, window: &WindowRecord) {
         "}},\"window_s\":{},\"start_ms\":{},\"count\":{}",
         window.window_s, window.start_ms, a.count
     ));
-    for (name, value) in
-        [("sum", a.sum), ("min", a.min), ("max", a.max), ("avg", a.avg), ("p50", a.p50), ("p95", a.p95), ("p99", a.p99)]
-    {
+    let quantile = |of: fn(Quantiles) -> f64| a.quantiles.map(of);
+    for (name, value) in [
+        ("sum", Some(a.sum)),
+        ("min", Some(a.min)),
+        ("max", Some(a.max)),
+        ("avg", Some(a.avg)),
+        ("p50", quantile(|q| q.p50)),
+        ("p95", quantile(|q| q.p95)),
+        ("p99", quantile(|q| q.p99)),
+    ] {
         out.push_str(",\"");
         out.push_str(name);
         out.push_str("\":");
-        if value.is_finite() {
-            out.push_str(zmij::Buffer::new().format_finite(value));
-        } else {
-            out.push_str("null");
+        match value.filter(|value| value.is_finite()) {
+            Some(value) => out.push_str(zmij::Buffer::new().format_finite(value)),
+            None => out.push_str("null"),
         }
     }
     out.push_str(&format!(",\"series\":{},\"client\":", window.series));
@@ -248,7 +254,7 @@ fn from_hex(text: &str) -> Option<Vec<u8>> {
 mod tests {
     use super::*;
     use crate::reducer::record::Flags;
-    use metricstream_shards::window::summary::Aggregates;
+    use metricstream_shards::window::summary::{Aggregates, Detail};
 
     struct Sample {
         key: Vec<u8>,
@@ -272,7 +278,7 @@ mod tests {
                 rule: None,
                 window_s: s.window_s,
                 start_ms: s.start_ms,
-                aggregates: Aggregates::of(&mut [s.value]).expect("one value"),
+                aggregates: Aggregates::of(&mut [s.value], Detail::Quantiles).expect("one value"),
                 series: 1,
                 era: 0,
                 revision: s.revision,
@@ -346,6 +352,17 @@ mod tests {
             assert_eq!(window["sum"].as_f64().map(f64::to_bits), Some(value.to_bits()), "{json}");
             assert_eq!(window["tags"]["host"], "a\n\u{1}\\");
         }
+    }
+
+    #[test]
+    fn quantiles_that_are_not_kept_are_null() {
+        let mut window = run(&samples(), Filter::default(), 1).windows.remove(0);
+        window.aggregates.quantiles = None;
+        let json = window_json(&window);
+        let parsed: serde_json::Value = serde_json::from_str(&json).expect("valid JSON");
+        let null = ["p50", "p95", "p99"].map(|key| parsed.get(key).is_some_and(serde_json::Value::is_null));
+        assert_eq!(null, [true; 3], "{json}");
+        assert_eq!((&parsed["max"], &parsed["series"]), (&window.aggregates.max.into(), &1.into()), "{json}");
     }
 
     #[test]

@@ -161,6 +161,7 @@ mod tests {
             partial::{Partials, ShardMessage},
             protocol::{SECOND_NS, Spans},
             set::{Cell, Identity},
+            summary::Detail,
         },
     };
 
@@ -171,6 +172,7 @@ mod tests {
             windows_s: vec![10, 60],
             per_series: true,
             rules: vec![],
+            detail: Detail::Quantiles,
             keep_state: false,
             memory_bytes_max: usize::MAX,
             shards: 1,
@@ -202,7 +204,7 @@ mod tests {
             let window_start_ns = window * 10 * SECOND_NS;
             let cell = |id: u32| {
                 let mut cell = Cell::one(Identity::at_offset(5), f64::from(id) * 0.1);
-                cell.insert(Identity::at_offset(6), 1.5);
+                cell.insert(Identity::at_offset(6), 1.5, Detail::Quantiles);
                 (id, cell)
             };
             let cells = (0..500).map(cell).collect();

@@ -12,11 +12,12 @@ use super::{
 };
 use metricstream_shards::{
     point::series_key,
+    random::Random,
     window::{
         partial::{Partials, ShardMessage},
         protocol::{FoldClock, SECOND_NS, Spans, align_down, shard_mark},
         set::{Cell, Identity},
-        summary::Summary,
+        summary::{Detail, Summary},
     },
 };
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
@@ -24,25 +25,6 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 const S: i64 = SECOND_NS;
 const BASE_NS: i64 = 10 * S;
 const EPOCH_S: i64 = 1_000_000_020;
-
-/// SplitMix64.
-struct Rng(u64);
-
-impl Rng {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
-    }
-    fn below(&mut self, n: u64) -> u64 {
-        self.next() % n
-    }
-    fn one_in(&mut self, n: u64) -> bool {
-        self.below(n) == 0
-    }
-}
 
 #[derive(Clone, Debug)]
 struct Point {
@@ -68,7 +50,8 @@ impl FoldSim {
     fn fold(&mut self, points: &[Point]) {
         for p in points {
             let start_ns = align_down(p.timestamp_ns, BASE_NS);
-            self.cells.entry((start_ns, p.key.clone())).or_default().insert(identity(p, start_ns), p.value);
+            let cell = self.cells.entry((start_ns, p.key.clone())).or_default();
+            cell.insert(identity(p, start_ns), p.value, Detail::Quantiles);
         }
     }
 
@@ -114,6 +97,8 @@ struct Faults {
     refusals: bool,
     clock_steps: bool,
     damage: bool,
+    /// Each restart may be with or without quantiles
+    switches: bool,
     memory_bytes_max: usize,
 }
 
@@ -124,11 +109,12 @@ const CALM: Faults = Faults {
     refusals: false,
     clock_steps: false,
     damage: false,
+    switches: false,
     memory_bytes_max: usize::MAX,
 };
 
 struct World {
-    rng: Rng,
+    rng: Random,
     faults: Faults,
     logs: Vec<Vec<Stamped>>,
     shards: Vec<ShardSim>,
@@ -145,6 +131,7 @@ struct World {
     late_beyond: u64,
     counted: u64,
     marks_seen: usize,
+    detail: Detail,
 }
 
 fn rules() -> Vec<Rule> {
@@ -168,13 +155,14 @@ fn rules() -> Vec<Rule> {
     ]
 }
 
-fn settings(shards: usize, rebuilds: usize, epoch: u64, memory_bytes_max: usize) -> Settings {
+fn settings(shards: usize, rebuilds: usize, epoch: u64, memory_bytes_max: usize, detail: Detail) -> Settings {
     Settings {
         spans: Spans::default(),
         base_s: 10,
         windows_s: vec![10, 60],
         per_series: true,
         rules: rules(),
+        detail,
         keep_state: true,
         memory_bytes_max,
         shards: shards as u16,
@@ -186,13 +174,17 @@ fn settings(shards: usize, rebuilds: usize, epoch: u64, memory_bytes_max: usize)
 impl World {
     fn new(seed: u64, shards: usize, faults: Faults) -> World {
         World {
-            rng: Rng(seed),
+            rng: Random(seed),
             faults,
             logs: (0..4).map(|_| Vec::new()).collect(),
             shards: new_shards(shards, &[]),
             rebuilds: Vec::new(),
             log: MemoryLog::default(),
-            core: ReducerCore::new(settings(shards, 0, 1, faults.memory_bytes_max), Recovered::default(), 0),
+            core: ReducerCore::new(
+                settings(shards, 0, 1, faults.memory_bytes_max, Detail::Quantiles),
+                Recovered::default(),
+                0,
+            ),
             monotonic_ns: 0,
             wall_shift_ns: EPOCH_S * S,
             clock: FoldClock::start(0, EPOCH_S * S, None, 0, Spans::default()).0,
@@ -203,6 +195,7 @@ impl World {
             late_beyond: 0,
             counted: 0,
             marks_seen: 0,
+            detail: Detail::Quantiles,
         }
     }
 
@@ -332,7 +325,9 @@ impl World {
 
     fn advance(&mut self, results_max: usize) -> Progress {
         let clock_ns = self.clock_ns();
+        let before = self.log.records.len();
         let progress = self.core.advance(self.monotonic_ns, clock_ns, &mut self.log, results_max);
+        self.check_quantiles(before);
         let closed = self.core.closed();
         assert!(closed.m_ns >= self.last_m_ns, "M went back");
         assert!(closed.floor_ns >= self.last_floor_ns, "F went back");
@@ -346,6 +341,17 @@ impl World {
         }
         self.marks_seen = self.log.durable;
         progress
+    }
+
+    /// What is appended has quantiles as configured; what was damaged cannot get back what it never had.
+    fn check_quantiles(&self, from: usize) {
+        for (_, bytes) in self.log.records[from..].iter().filter(|(kind, _)| *kind == Kind::Aggregates) {
+            encode::decode_aggregates(bytes, &mut |view| {
+                let has = view.aggregates.quantiles.is_some();
+                assert!(has == (self.detail == Detail::Quantiles) || !has && view.flags.damaged, "{view:?}");
+            })
+            .expect("just written");
+        }
     }
 
     fn crash(&mut self) {
@@ -369,6 +375,9 @@ impl World {
                 self.logs[log].remove(at);
             }
         }
+        if self.faults.switches && self.rng.one_in(2) {
+            self.detail = if self.detail == Detail::Plain { Detail::Quantiles } else { Detail::Plain };
+        }
         let shards = 1 + self.rng.below(4) as usize;
         let last_stamp = self.logs.iter().filter_map(|log| log.last()).map(|r| r.stamp_ns).max();
         let wall_ns = self.monotonic_ns + self.wall_shift_ns;
@@ -387,7 +396,7 @@ impl World {
             })
             .collect();
         self.core = ReducerCore::new(
-            settings(shards, self.logs.len(), self.epoch, self.faults.memory_bytes_max),
+            settings(shards, self.logs.len(), self.epoch, self.faults.memory_bytes_max, self.detail),
             recovered,
             self.monotonic_ns,
         );
@@ -435,7 +444,8 @@ impl World {
             let mut add = |window_s: u32, rule: Option<&str>, out_key: &[u8]| {
                 let start_ms = align_down(*start_ns, i64::from(window_s) * S) / 1_000_000;
                 let place = (start_ms, window_s, rule.map(Into::into), out_key.into());
-                let (summary, series) = sums.entry(place).or_default();
+                let (summary, series) =
+                    sums.entry(place).or_insert_with(|| (Summary::new(Detail::Quantiles), BTreeSet::new()));
                 summary.add_cell(cell);
                 series.insert(key.clone());
             };
@@ -475,7 +485,9 @@ impl World {
         for expected in oracle.values().filter(above) {
             let got = latest.get(&place(expected));
             let same = got.is_some_and(|got| {
-                got.aggregates.same_bits(&expected.aggregates)
+                // Of a result without quantiles, all the rest.
+                got.aggregates.same_values(&expected.aggregates)
+                    && (self.faults.switches || got.aggregates.quantiles.is_some())
                     && (got.series, got.flags) == (expected.series, expected.flags)
             });
             assert!(same, "seed {seed}: expected {expected:?}\ngot {got:?}");
@@ -520,6 +532,7 @@ const ROUGH: Faults = Faults {
     refusals: true,
     clock_steps: true,
     damage: false,
+    switches: false,
     memory_bytes_max: usize::MAX,
 };
 
@@ -553,6 +566,20 @@ fn memory_raises_the_floor_and_nothing_above_it_is_missing() {
         assert!(world.core.window_count() < 40, "seed {seed}");
     }
     assert!(raised > 0);
+}
+
+#[test]
+fn quantiles_may_come_and_go_with_every_restart() {
+    let mut kinds = [0, 0];
+    for seed in 0..300 {
+        let damage = seed % 3 == 0;
+        let world = run(seed, 1 + (seed % 4) as usize, 150, Faults { switches: true, damage, ..ROUGH });
+        if !damage {
+            world.check(i64::MIN, seed);
+        }
+        world.latest().values().for_each(|r| kinds[usize::from(r.aggregates.quantiles.is_some())] += 1);
+    }
+    assert!(kinds.iter().all(|&n| n > 1000), "{kinds:?}");
 }
 
 #[test]
@@ -631,13 +658,16 @@ fn after_damage_the_larger_count_stays_and_is_incomplete() {
 }
 
 #[test]
-fn a_restart_without_news_appends_no_result() {
-    let mut world = run(5, 2, 100, CALM);
-    let before = world.log.records.len();
-    world.crash();
-    world.settle();
-    let results = world.log.records[before..].iter().filter(|(kind, _)| *kind == Kind::Aggregates).count();
-    assert_eq!(results, 0);
-    assert!(world.core.books().refolded > 0);
-    assert_eq!(world.core.books().counted, 0);
+fn a_restart_without_news_appends_no_result_whatever_its_setting_of_quantiles() {
+    for detail in [Detail::Quantiles, Detail::Plain] {
+        let mut world = run(5, 2, 100, CALM);
+        let before = world.log.records.len();
+        world.detail = detail;
+        world.crash();
+        world.settle();
+        let results = world.log.records[before..].iter().filter(|(kind, _)| *kind == Kind::Aggregates).count();
+        assert_eq!(results, 0);
+        assert!(world.core.books().refolded > 0);
+        assert_eq!(world.core.books().counted, 0);
+    }
 }

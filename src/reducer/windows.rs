@@ -1,6 +1,6 @@
 //! The cells of base windows, by start and by the reducer's own series numbers.
 
-use metricstream_shards::window::set::Cell;
+use metricstream_shards::window::{set::Cell, summary::Detail};
 use std::{
     collections::{BTreeMap, HashMap},
     hash::{BuildHasherDefault, Hasher},
@@ -26,7 +26,7 @@ pub(super) struct CellMerge {
 
 impl Windows {
     /// The second value: the series had no cell there.
-    pub(super) fn merge(&mut self, start_ns: i64, series: u32, cell: Cell) -> (CellMerge, bool) {
+    pub(super) fn merge(&mut self, start_ns: i64, series: u32, cell: Cell, detail: Detail) -> (CellMerge, bool) {
         let window = self.0.entry(start_ns).or_default();
         match window.cells.entry(series) {
             std::collections::hash_map::Entry::Vacant(slot) => {
@@ -39,7 +39,7 @@ impl Windows {
                 let held = slot.get_mut();
                 let unchecked = held.is_unchecked();
                 window.heap_bytes -= held.heap_bytes();
-                let merged = held.merge(cell);
+                let merged = held.merge(cell, detail);
                 window.heap_bytes += held.heap_bytes();
                 let merge = CellMerge {
                     counted: merged.counted,

@@ -47,6 +47,12 @@ struct Args {
     /// Not counted, before
     #[arg(long, default_value_t = 1.0)]
     warmup: f64,
+    /// Instead of a time: end when every series has been sent this often and all is answered. Nothing is warm-up then
+    #[arg(long)]
+    passes: Option<usize>,
+    /// Instead of the current time: the first timestamp, in Unix ms; each request has the next one
+    #[arg(long)]
+    from_ms: Option<u64>,
     /// Whose CPU to account (user and system, all its threads and kernel workers)
     #[arg(long)]
     server_pid: Option<u32>,
@@ -82,15 +88,24 @@ fn main() {
 
     let mut next = 0;
     let mut last_stamp_ns = 0u64;
+    let tick_ns = if args.format == Format::Line { 1 } else { 1_000_000 };
+    let requests_max = args.passes.map_or(usize::MAX, |passes| passes * bodies.len());
+    // `None` when all passes are sent.
     let mut make = |mut bytes: Vec<u8>| {
+        if next == requests_max {
+            return None;
+        }
         let body = &bodies[next % bodies.len()];
         next += 1;
         bytes.clear();
         bytes.extend_from_slice(&body.bytes);
-        let mut now_ns = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_nanos() as u64;
-        if now_ns <= last_stamp_ns {
-            now_ns = last_stamp_ns + 1;
-        }
+        let now_ns = match args.from_ms {
+            Some(from_ms) => from_ms * 1_000_000 + (next as u64 - 1) * tick_ns,
+            None => {
+                let now_ns = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_nanos() as u64;
+                now_ns.max(last_stamp_ns + 1)
+            }
+        };
         last_stamp_ns = now_ns;
         let mut text = [0u8; 19];
         let mut rest = if digits == 19 { now_ns } else { now_ns / 1_000_000 };
@@ -101,14 +116,15 @@ fn main() {
         for &at in &body.stamps {
             bytes[at..at + digits].copy_from_slice(&text[..digits]);
         }
-        bytes
+        Some(bytes)
     };
 
     let mut answers: Vec<Vec<u8>> = vec![Vec::new(); args.connections];
     let (mut ok, mut failed, mut first_failure) = (0u64, 0u64, String::new());
     for (index, &socket) in sockets.iter().enumerate() {
-        let bytes = make(Vec::new());
-        ring.push(Token::new(TokenKind::Send, 0, index as u32), Op::Send { socket, bytes, from: 0 });
+        if let Some(bytes) = make(Vec::new()) {
+            ring.push(Token::new(TokenKind::Send, 0, index as u32), Op::Send { socket, bytes, from: 0 });
+        }
         let token = Token::new(TokenKind::Receive, 0, index as u32);
         ring.push(token, Op::Receive { socket });
     }
@@ -118,13 +134,17 @@ fn main() {
     let mut counting = false;
     let (mut cpu_before, mut began) = (0.0, Instant::now());
     loop {
-        if !counting && start.elapsed().as_secs_f64() >= args.warmup {
+        if !counting && (args.passes.is_some() || start.elapsed().as_secs_f64() >= args.warmup) {
             counting = true;
             (ok, failed) = (0, 0);
             cpu_before = args.server_pid.map_or(0.0, cpu_seconds);
             began = Instant::now();
         }
-        if counting && began.elapsed().as_secs_f64() >= args.seconds {
+        let done = match args.passes {
+            Some(_) => (ok + failed) as usize == requests_max,
+            None => began.elapsed().as_secs_f64() >= args.seconds,
+        };
+        if counting && done {
             break;
         }
         let deadline_ns = ring.now_ns() + 100_000_000;
@@ -172,9 +192,10 @@ fn main() {
                 && let Some(bytes) = spare[index].take()
             {
                 answered[index] = false;
-                let bytes = make(bytes);
-                let token = Token::new(TokenKind::Send, 0, index as u32);
-                ring.push(token, Op::Send { socket: sockets[index], bytes, from: 0 });
+                if let Some(bytes) = make(bytes) {
+                    let token = Token::new(TokenKind::Send, 0, index as u32);
+                    ring.push(token, Op::Send { socket: sockets[index], bytes, from: 0 });
+                }
             }
         }
     }

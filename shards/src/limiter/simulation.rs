@@ -1,27 +1,12 @@
 //! The limit in total: shards in virtual time, arrivals skewed, and real threads racing for one table.
 
 use super::*;
+use crate::random::Random;
 use proptest::prelude::*;
 use std::sync::Arc;
 
 const MS: u64 = 1_000_000;
 const S: u64 = 1000 * MS;
-
-/// A small generator, so that every run is the same.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
-    }
-    fn below(&mut self, n: u64) -> u64 {
-        ((u128::from(self.next()) * u128::from(n)) >> 64) as u64
-    }
-}
 
 fn shards(n: usize) -> Vec<Local> {
     let shared = Arc::new(Shared::new(1000));
@@ -38,7 +23,7 @@ fn admitted(decision: Decision) -> bool {
 
 /// Half of what is left to each shard goes to the next one: the first gets half of all.
 fn skewed(random: &mut Random, shards: usize) -> usize {
-    (random.next().trailing_ones() as usize).min(shards - 1)
+    (random.draw().trailing_ones() as usize).min(shards - 1)
 }
 
 #[test]

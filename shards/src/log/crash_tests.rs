@@ -2,30 +2,13 @@
 
 use super::*;
 use crate::point::{Batch, Kind, Protocol, SeriesId, SeriesRef};
+use crate::random::Random;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
 const NODE: u128 = 77;
 const LOG: u32 = 3;
-
-pub(super) struct Random(pub u64);
-
-impl Random {
-    pub(super) fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
-    }
-    pub(super) fn below(&mut self, n: u64) -> u64 {
-        self.next() % n
-    }
-    fn one_in(&mut self, n: u64) -> bool {
-        n > 0 && self.below(n) == 0
-    }
-}
 
 pub(super) struct Keys(Vec<Vec<u8>>);
 
@@ -411,7 +394,7 @@ fn no_mutation_of_a_segment_panics_or_changes_a_point() {
             let at = random.below(used) as usize;
             match random.below(5) {
                 0 => bad[at] ^= 1 << random.below(8),
-                1 => bad[at] = random.next() as u8,
+                1 => bad[at] = random.draw() as u8,
                 2 => bad[at..].iter_mut().take(700).for_each(|b| *b = 0),
                 3 => bad.truncate(at.max(1)),
                 _ => {

@@ -2,10 +2,11 @@
 //! file of each version stays readable.
 
 use super::block::{BLOCK_HEADER_BYTES, BlockHeader};
-use super::crash_tests::{Keys, Random, config, envelope, push, read_all, scratch_dir};
+use super::crash_tests::{Keys, config, envelope, push, read_all, scratch_dir};
 use super::record::BatchEncoder;
 use super::*;
 use crate::point::{Batch, Kind, NO_TIMESTAMP, Protocol, SeriesId, SeriesRef};
+use crate::random::Random;
 use proptest::prelude::*;
 use std::path::{Path, PathBuf};
 

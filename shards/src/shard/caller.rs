@@ -125,7 +125,7 @@ impl Callers {
         self.table.entry(index)
     }
 
-    pub fn len(&self) -> usize {
+    pub fn live(&self) -> usize {
         self.table.len()
     }
 

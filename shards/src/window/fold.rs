@@ -11,6 +11,7 @@ use super::{
     open::{OpenWindow, Spares},
     partial::{OverflowPartials, Partials, ShardMessage},
     set::{Cell, ENTRIES_MAX, Identity, Inserted},
+    summary::Detail,
 };
 use crate::point::{Batch, FoldInput, INLINE_BIT, Kind, NO_TIMESTAMP, SeriesId, series_key};
 
@@ -39,6 +40,7 @@ pub struct FoldConfig {
     pub points_bytes_max: usize,
     /// Clients with an `__overflow__` series of their own in one window; further ones share one
     pub overflow_clients_max: usize,
+    pub detail: Detail,
 }
 
 impl Default for FoldConfig {
@@ -50,6 +52,7 @@ impl Default for FoldConfig {
             series_max: 1 << 21,
             points_bytes_max: 512 << 20,
             overflow_clients_max: 4096,
+            detail: Detail::Quantiles,
         }
     }
 }
@@ -349,10 +352,10 @@ impl Fold {
         stamp_ns: i64,
         counts: &mut FoldCounts,
     ) -> Inserted {
-        let over_budget = self.points_bytes > self.config.points_bytes_max;
+        let budget = Budget { over: self.points_bytes > self.config.points_bytes_max, detail: self.config.detail };
         let window = &mut self.windows[self.latest];
         if let Some(cell) = window.cell(series) {
-            return insert(cell, identity, value, over_budget, &mut self.points_bytes, counts);
+            return insert(cell, identity, value, budget, &mut self.points_bytes, counts);
         }
         assert!(series < self.config.series_max, "series number {series} is out of bounds");
         window.insert(series, Cell::one(identity, value), &mut self.spares);
@@ -374,15 +377,23 @@ impl Fold {
 
     #[cold]
     fn fold_overflow(&mut self, client: &str, identity: Identity, value: f64, counts: &mut FoldCounts) -> Inserted {
-        let over_budget = self.points_bytes > self.config.points_bytes_max;
+        let budget = Budget { over: self.points_bytes > self.config.points_bytes_max, detail: self.config.detail };
         let overflow = &mut self.windows[self.latest].overflow;
         if let Some(cell) = overflow.get_mut(client) {
-            return insert(cell, identity, value, over_budget, &mut self.points_bytes, counts);
+            return insert(cell, identity, value, budget, &mut self.points_bytes, counts);
         }
         let client = if overflow.len() < self.config.overflow_clients_max { client } else { series_key::OVERFLOW_NAME };
         let cell = overflow.entry(client.into()).or_default();
-        insert(cell, identity, value, over_budget, &mut self.points_bytes, counts)
+        insert(cell, identity, value, budget, &mut self.points_bytes, counts)
     }
+}
+
+/// What a cell may hold.
+#[derive(Clone, Copy)]
+struct Budget {
+    /// Cells hold too much in all
+    over: bool,
+    detail: Detail,
 }
 
 /// Inserts within the budget and keeps the books of bytes.
@@ -391,14 +402,14 @@ fn insert(
     cell: &mut Cell,
     identity: Identity,
     value: f64,
-    over_budget: bool,
+    budget: Budget,
     points_bytes: &mut usize,
     counts: &mut FoldCounts,
 ) -> Inserted {
-    let entries_max = if over_budget { ENTRIES_OVER_BUDGET } else { ENTRIES_MAX };
+    let entries_max = if budget.over { ENTRIES_OVER_BUDGET } else { ENTRIES_MAX };
     let before_bytes = cell.heap_bytes();
-    let early = over_budget && cell.summary().is_none() && cell.count() < ENTRIES_MAX as u64;
-    let inserted = cell.insert_within(identity, value, entries_max);
+    let early = budget.over && cell.summary().is_none() && cell.count() < ENTRIES_MAX as u64;
+    let inserted = cell.insert_within(identity, value, entries_max, budget.detail);
     *points_bytes = *points_bytes + cell.heap_bytes() - before_bytes;
     counts.summarised_early += (early && cell.summary().is_some()) as u64;
     inserted
@@ -444,7 +455,11 @@ mod tests {
                 let ShardMessage::Partials(partials) = message else { panic!("no overflow here") };
                 assert!(partials.cells.len() <= max && !partials.cells.is_empty());
                 for (series, cell) in partials.cells {
-                    let merged = self.cells.entry((partials.window_start_ns, series)).or_default().merge(cell);
+                    let merged = self
+                        .cells
+                        .entry((partials.window_start_ns, series))
+                        .or_default()
+                        .merge(cell, Detail::Quantiles);
                     self.counted += merged.counted;
                     self.repeated += merged.repeated;
                 }
@@ -453,13 +468,14 @@ mod tests {
 
         fn results(&self) -> Vec<(i64, u32, [u64; 8], bool)> {
             let bits = |a: Aggregates| {
-                let [b, c, d, e, f, g, h] = [a.sum, a.min, a.max, a.avg, a.p50, a.p95, a.p99].map(f64::to_bits);
+                let [b, c, d, e] = [a.sum, a.min, a.max, a.avg].map(f64::to_bits);
+                let [f, g, h] = a.quantiles.expect("wanted").to_bits();
                 [a.count, b, c, d, e, f, g, h]
             };
             self.cells
                 .iter()
                 .map(|(&(start, series), cell)| {
-                    (start, series, bits(cell.aggregates().expect("points")), cell.is_unchecked())
+                    (start, series, bits(cell.aggregates(Detail::Quantiles).expect("points")), cell.is_unchecked())
                 })
                 .collect()
         }
@@ -468,7 +484,8 @@ mod tests {
         fn minutes(&self) -> Vec<(i64, u32, Aggregates)> {
             let mut minutes: BTreeMap<(i64, u32), Summary> = BTreeMap::new();
             for (&(start, series), cell) in &self.cells {
-                minutes.entry((start.div_euclid(60 * S_NS), series)).or_default().add_cell(cell);
+                let minute = minutes.entry((start.div_euclid(60 * S_NS), series));
+                minute.or_insert_with(|| Summary::new(Detail::Quantiles)).add_cell(cell);
             }
             minutes.into_iter().map(|((m, s), summary)| (m, s, summary.aggregates().expect("points"))).collect()
         }
@@ -601,7 +618,7 @@ mod tests {
         assert_eq!((counts.folded, counts.not_aggregated), (2, 3));
         let mut merger = Merger::default();
         merger.take_all(&mut fold, START_NS + 10 * S_NS, 10);
-        assert_eq!(merger.cells[&(START_NS, 0)].aggregates().map(|a| a.sum), Some(1.0));
+        assert_eq!(merger.cells[&(START_NS, 0)].aggregates(Detail::Quantiles).map(|a| a.sum), Some(1.0));
 
         let mut text = Batch::default();
         text.push(SeriesRef::Known(SeriesId(3)), NO_TIMESTAMP, Kind::Text, 0);
@@ -653,6 +670,29 @@ mod tests {
         let mut merger = Merger::default();
         merger.take_all(&mut fold, i64::MAX, 512);
         assert!(merger.cells.values().all(|cell| cell.is_unchecked() && cell.count() == 40));
+    }
+
+    #[test]
+    fn without_quantiles_summaries_hold_no_sketch_and_say_the_same_otherwise() {
+        let config = FoldConfig { points_bytes_max: 4096, ..FoldConfig::default() };
+        let run = |detail| {
+            let mut fold = Fold::new(FoldConfig { detail, ..config }, 0);
+            for n in 0..40 {
+                let points: Vec<_> = (0..100).map(|series| (series, START_NS + n, 1.5f64.powi(n as i32))).collect();
+                fold.fold(&input(&batch(&points), START_NS));
+            }
+            let bytes = fold.points_bytes();
+            let Some(ShardMessage::Partials(partials)) = fold.take_ready(i64::MAX, 100) else { panic!("100 cells") };
+            assert!(partials.cells.iter().all(|(_, cell)| cell.summary().is_some()));
+            let all: Vec<_> = partials.cells.iter().map(|(_, cell)| cell.aggregates(detail).expect("points")).collect();
+            (bytes, all)
+        };
+        let ((with_bytes, with), (without_bytes, without)) = (run(Detail::Quantiles), run(Detail::Plain));
+        assert!(without_bytes + 100 * 40 * 8 <= with_bytes, "{without_bytes} and {with_bytes}");
+        for (with, without) in with.iter().zip(&without) {
+            assert!(with.quantiles.is_some() && without.quantiles.is_none());
+            assert!(with.same_values(without), "{with:?} {without:?}");
+        }
     }
 
     #[test]

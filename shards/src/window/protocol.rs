@@ -315,26 +315,12 @@ pub fn align_down(t: i64, align: i64) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::random::Random;
 
     const S: i64 = SECOND_NS;
 
     fn clock(wall_s: i64) -> FoldClock {
         FoldClock::start(0, wall_s * S, None, 0, Spans::default()).0
-    }
-
-    /// SplitMix64: enough for schedules, and every failure replays from its seed.
-    struct Rng(u64);
-    impl Rng {
-        fn next(&mut self) -> u64 {
-            self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-            let mut z = self.0;
-            z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-            z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-            z ^ (z >> 31)
-        }
-        fn below(&mut self, n: u64) -> u64 {
-            self.next() % n
-        }
     }
 
     #[test]
@@ -402,7 +388,7 @@ mod tests {
     #[test]
     fn the_clock_never_goes_back_within_an_era_whatever_the_wall_clock_does() {
         for seed in 0..2_000 {
-            let mut rng = Rng(seed);
+            let mut rng = Random(seed);
             let (mut monotonic, mut wall) = (0i64, 1_000_000 * S);
             let (mut c, _) = FoldClock::start(monotonic, wall, None, 0, Spans::default());
             let mut stamps = StampClock::default();

@@ -14,7 +14,7 @@
 
 use super::{
     prefetch::prefetch,
-    summary::{Aggregates, Summary},
+    summary::{Aggregates, Detail, Summary},
 };
 
 /// Points kept one by one.
@@ -120,13 +120,13 @@ impl Cell {
     }
 
     #[inline]
-    pub fn insert(&mut self, identity: Identity, value: f64) -> Inserted {
-        self.insert_within(identity, value, ENTRIES_MAX)
+    pub fn insert(&mut self, identity: Identity, value: f64, detail: Detail) -> Inserted {
+        self.insert_within(identity, value, ENTRIES_MAX, detail)
     }
 
-    /// Inserts, and becomes a summary rather than hold more than `entries_max` entries.
+    /// Inserts, and becomes a summary (of this detail) rather than hold more than `entries_max` entries.
     #[inline]
-    pub fn insert_within(&mut self, identity: Identity, value: f64, entries_max: usize) -> Inserted {
+    pub fn insert_within(&mut self, identity: Identity, value: f64, entries_max: usize, detail: Detail) -> Inserted {
         let value = value + 0.0; // -0 becomes +0
         match &mut self.0 {
             Form::Summary(summary) => {
@@ -143,13 +143,13 @@ impl Cell {
                 let mut entries = Vec::with_capacity(4);
                 entries.push(*entry);
                 self.0 = Form::Set(entries);
-                self.insert_in_set(Entry { identity, value }, entries_max)
+                self.insert_in_set(Entry { identity, value }, entries_max, detail)
             }
-            Form::Set(_) => self.insert_in_set(Entry { identity, value }, entries_max),
+            Form::Set(_) => self.insert_in_set(Entry { identity, value }, entries_max, detail),
         }
     }
 
-    fn insert_in_set(&mut self, new: Entry, entries_max: usize) -> Inserted {
+    fn insert_in_set(&mut self, new: Entry, entries_max: usize, detail: Detail) -> Inserted {
         let Form::Set(entries) = &mut self.0 else { unreachable!("callers have matched a set") };
         // Points mostly come in the order of their timestamps, and anonymous ones have their place at the end.
         let at = match entries.last() {
@@ -165,14 +165,14 @@ impl Cell {
                 Inserted::Counted
             }
             _ => {
-                self.make_summary();
-                self.insert_within(new.identity, new.value, entries_max)
+                self.make_summary(detail);
+                self.insert_within(new.identity, new.value, entries_max, detail)
             }
         }
     }
 
     /// Takes in all points of another cell of the same series and window. Its counts say what became of `other`'s.
-    pub fn merge(&mut self, other: Cell) -> Merged {
+    pub fn merge(&mut self, other: Cell, detail: Detail) -> Merged {
         if self.is_empty() {
             let counted = other.count();
             *self = other;
@@ -181,18 +181,18 @@ impl Cell {
         match other.0 {
             Form::Summary(theirs) => {
                 let counted = theirs.count();
-                self.make_summary().merge(&theirs);
+                self.make_summary(detail).merge(&theirs);
                 Merged { counted, ..Merged::default() }
             }
-            Form::One(entry) => self.merge_entries(&[entry]),
-            Form::Set(entries) => self.merge_entries(&entries),
+            Form::One(entry) => self.merge_entries(&[entry], detail),
+            Form::Set(entries) => self.merge_entries(&entries, detail),
         }
     }
 
-    fn merge_entries(&mut self, entries: &[Entry]) -> Merged {
+    fn merge_entries(&mut self, entries: &[Entry], detail: Detail) -> Merged {
         let mut merged = Merged::default();
         for entry in entries {
-            match self.insert(entry.identity, entry.value) {
+            match self.insert(entry.identity, entry.value, detail) {
                 Inserted::Counted => merged.counted += 1,
                 Inserted::Repeated => merged.repeated += 1,
                 Inserted::Conflict => {
@@ -205,9 +205,9 @@ impl Cell {
     }
 
     /// Gives up the identities. Marked unchecked when there were any.
-    pub fn make_summary(&mut self) -> &mut Summary {
+    fn make_summary(&mut self, detail: Detail) -> &mut Summary {
         if !matches!(self.0, Form::Summary(_)) {
-            let mut summary = Box::new(Summary::new());
+            let mut summary = Box::new(Summary::new(detail));
             for entry in self.entries() {
                 summary.add(entry.value);
                 if !entry.identity.is_anonymous() {
@@ -255,8 +255,8 @@ impl Cell {
         }
     }
 
-    /// The window's results; `None` of no points.
-    pub fn aggregates(&self) -> Option<Aggregates> {
+    /// The window's results; `None` of no points. The detail is that of all inserts and merges.
+    pub fn aggregates(&self, detail: Detail) -> Option<Aggregates> {
         match &self.0 {
             Form::Summary(summary) => summary.aggregates(),
             _ => {
@@ -265,9 +265,9 @@ impl Cell {
                     let mut values = [0.0; ENTRIES_MAX];
                     let values = &mut values[..entries.len()];
                     values.iter_mut().zip(entries).for_each(|(value, entry)| *value = entry.value);
-                    Aggregates::of(values)
+                    Aggregates::of(values, detail)
                 } else {
-                    Aggregates::of(&mut entries.iter().map(|entry| entry.value).collect::<Vec<_>>())
+                    Aggregates::of(&mut entries.iter().map(|entry| entry.value).collect::<Vec<_>>(), detail)
                 }
             }
         }
@@ -318,6 +318,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    const Q: Detail = Detail::Quantiles;
+
     fn identity() -> impl Strategy<Value = Identity> {
         prop_oneof![
             6 => (0u64..50).prop_map(|n| Identity::at_offset(n * 200_000_000)),
@@ -329,13 +331,13 @@ mod tests {
     fn cell_of(points: &[(Identity, f64)]) -> Cell {
         let mut cell = Cell::default();
         points.iter().for_each(|&(identity, value)| {
-            cell.insert(identity, value);
+            cell.insert(identity, value, Q);
         });
         cell
     }
 
     fn same(a: &Cell, b: &Cell) -> bool {
-        match (a.aggregates(), b.aggregates()) {
+        match (a.aggregates(Q), b.aggregates(Q)) {
             (Some(x), Some(y)) => x.same_bits(&y) && a.is_unchecked() == b.is_unchecked(),
             (x, y) => x.is_none() && y.is_none(),
         }
@@ -380,9 +382,9 @@ mod tests {
             expected.extend(known.values());
             let whole = cell_of(&points);
             prop_assert_eq!(whole.count(), expected.len() as u64);
-            let mut summary = Summary::new();
+            let mut summary = Summary::new(Q);
             expected.iter().for_each(|&v| summary.add(v));
-            let (from_set, from_summary) = (whole.aggregates(), summary.aggregates());
+            let (from_set, from_summary) = (whole.aggregates(Q), summary.aggregates());
             prop_assert_eq!(from_set.is_some(), from_summary.is_some());
             if let (Some(a), Some(b)) = (from_set, from_summary) {
                 prop_assert!(a.same_bits(&b), "{:?} {:?}", a, b);
@@ -391,11 +393,11 @@ mod tests {
             let at = if points.is_empty() { 0 } else { cut.index(points.len()) };
             let (mut left, right) = (cell_of(&points[..at]), cell_of(&points[at..]));
             let held = right.count();
-            let merged = left.merge(right.clone());
+            let merged = left.merge(right.clone(), Q);
             prop_assert!(same(&left, &whole));
             prop_assert_eq!(merged.counted + merged.repeated, held);
             let mut other_way = right;
-            other_way.merge(cell_of(&points[..at]));
+            other_way.merge(cell_of(&points[..at]), Q);
             prop_assert!(same(&other_way, &whole));
             points.reverse();
             prop_assert!(same(&cell_of(&points), &whole));
@@ -408,11 +410,11 @@ mod tests {
             let points: Vec<_> = values.iter().map(|&v| (Identity::ANONYMOUS, v)).collect();
             let at = cut.index(points.len());
             let mut merged = cell_of(&points[at..]);
-            merged.merge(cell_of(&points[..at]));
+            merged.merge(cell_of(&points[..at]), Q);
             let mut values = values.clone();
-            let expected = Aggregates::of(&mut values).expect("not empty");
-            prop_assert!(merged.aggregates().expect("not empty").same_bits(&expected));
-            prop_assert!(cell_of(&points).aggregates().expect("not empty").same_bits(&expected));
+            let expected = Aggregates::of(&mut values, Q).expect("not empty");
+            prop_assert!(merged.aggregates(Q).expect("not empty").same_bits(&expected));
+            prop_assert!(cell_of(&points).aggregates(Q).expect("not empty").same_bits(&expected));
             prop_assert!(!merged.is_unchecked());
         }
     }
@@ -421,15 +423,15 @@ mod tests {
     fn the_64th_point_is_still_checked_and_the_65th_is_not() {
         let mut cell = Cell::default();
         for n in 0..64 {
-            assert_eq!(cell.insert(Identity::at_offset(n), n as f64), Inserted::Counted);
+            assert_eq!(cell.insert(Identity::at_offset(n), n as f64, Q), Inserted::Counted);
         }
-        assert_eq!(cell.insert(Identity::at_offset(3), 3.0), Inserted::Repeated);
-        assert_eq!(cell.insert(Identity::at_offset(3), 2.0), Inserted::Conflict);
+        assert_eq!(cell.insert(Identity::at_offset(3), 3.0, Q), Inserted::Repeated);
+        assert_eq!(cell.insert(Identity::at_offset(3), 2.0, Q), Inserted::Conflict);
         assert_eq!(cell.entries()[3].value, 3.0, "the greater value stays");
         assert!(!cell.is_unchecked());
-        cell.insert(Identity::at_offset(64), 0.0);
+        cell.insert(Identity::at_offset(64), 0.0, Q);
         assert!(cell.is_unchecked());
         assert_eq!(cell.count(), 65);
-        assert_eq!(cell.insert(Identity::at_offset(3), 3.0), Inserted::Counted, "it can no longer tell");
+        assert_eq!(cell.insert(Identity::at_offset(3), 3.0, Q), Inserted::Counted, "it can no longer tell");
     }
 }

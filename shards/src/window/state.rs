@@ -9,7 +9,7 @@
 //! | varint | sum: 2 x bytes of the magnitude, + 1 when it is negative; 0 for a sum of zero |
 //! | bytes | magnitude, an odd integer, least byte first, without zeros at its end |
 //! | varint | exponent e of two, zigzag; left out for a sum of zero. The sum is +-magnitude x 2^e |
-//! | varint | count of zeros |
+//! | varint | count of zeros (this and what follows are 0 where quantiles were not wanted) |
 //! | varint | used bins of negative values, then for each: varint bin (less the one before), varint count |
 //! | varint | the same of positive values |
 //!
@@ -17,17 +17,20 @@
 //! with edges as that file states them; below 2^-1061 the bin is v / 2^-1074.
 
 use super::sum::ExactSum;
-use super::summary::Summary;
+use super::summary::{Detail, Summary};
 
 /// Appends the state of `summary`.
 pub fn put(summary: &Summary, out: &mut Vec<u8>) {
     summary.sum().put(out);
-    summary.sketch().put(out);
+    match summary.sketch() {
+        Some(sketch) => sketch.put(out),
+        None => out.extend_from_slice(&[0; 3]),
+    }
 }
 
 /// Appends the state of `count` values that all equal `value`.
-pub fn put_equal(value: f64, count: u64, out: &mut Vec<u8>) {
-    let mut summary = Summary::new();
+pub fn put_equal(value: f64, count: u64, detail: Detail, out: &mut Vec<u8>) {
+    let mut summary = Summary::new(detail);
     summary.add_many(value, count);
     put(&summary, out);
 }
@@ -91,7 +94,7 @@ impl<'a> StateView<'a> {
         bins(self.positive)
     }
 
-    /// How many values it sums up; saturates on nonsense.
+    /// How many values its bins hold, 0 where no sketch was made; saturates on nonsense.
     pub fn count(&self) -> u64 {
         let counts = self.negative().chain(self.positive()).map(|(_, count)| count);
         counts.fold(self.zeros, u64::saturating_add)
@@ -171,7 +174,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     fn state_of(values: &[f64]) -> Vec<u8> {
-        let mut summary = Summary::new();
+        let mut summary = Summary::new(Detail::Quantiles);
         values.iter().for_each(|&value| summary.add(value));
         let mut out = Vec::new();
         put(&summary, &mut out);
@@ -220,9 +223,19 @@ mod tests {
         #[test]
         fn equal_values_have_the_state_of_adding_them_one_by_one(value in -1e300..1e300f64, count in 1usize..200) {
             let mut out = Vec::new();
-            put_equal(value, count as u64, &mut out);
+            put_equal(value, count as u64, Detail::Quantiles, &mut out);
             prop_assert_eq!(out, state_of(&vec![value; count]));
         }
+    }
+
+    #[test]
+    fn without_quantiles_there_is_the_sum_alone() {
+        let mut summary = Summary::new(Detail::Plain);
+        [1.0, 2.0].iter().for_each(|&value| summary.add(value));
+        let mut out = Vec::new();
+        put(&summary, &mut out);
+        let (view, used) = StateView::read(&out).expect("just written");
+        assert_eq!((used, view.count(), rational(view.sum)), (out.len(), 0, BigRational::from(BigInt::from(3))));
     }
 
     #[test]

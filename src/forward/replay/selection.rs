@@ -96,7 +96,7 @@ mod tests {
     use super::*;
     use crate::reducer::encode::RecordView;
     use crate::reducer::record::Flags;
-    use metricstream_shards::window::summary::Aggregates;
+    use metricstream_shards::window::summary::{Aggregates, Detail};
 
     fn window(number: u64, start_s: i64, rule: Option<&'static str>, era: u32, revision: u32) -> Window<'static> {
         let view = RecordView {
@@ -104,7 +104,7 @@ mod tests {
             rule,
             window_s: 10,
             start_ms: start_s * 1000,
-            aggregates: Aggregates::of(&mut [1.0]).expect("a value"),
+            aggregates: Aggregates::of(&mut [1.0], Detail::Quantiles).expect("a value"),
             series: 1,
             era,
             revision,

@@ -9,7 +9,7 @@ use metricstream_shards::log::{
     AGGREGATE_LOG_ID, BlockingLog, Envelope, LogStart, LogWriter, Names, PAGE_BYTES, RecordKind, WriterConfig,
 };
 use metricstream_shards::point::{Batch, Kind, Protocol, SeriesId, SeriesRef};
-use metricstream_shards::window::summary::Aggregates;
+use metricstream_shards::window::summary::{Aggregates, Detail};
 
 use super::run::{Outcome, Parts, Replay, Target};
 use super::selection::Selection;
@@ -73,7 +73,7 @@ impl TestLog {
     fn window(&mut self, received_s: i64, start_s: i64, revision: u32) {
         let mut encoder = AggregatesEncoder::default();
         encoder.begin(None, 10, start_s * 1000, 0);
-        let aggregates = Aggregates::of(&mut [f64::from(revision)]).expect("a value");
+        let aggregates = Aggregates::of(&mut [f64::from(revision)], Detail::Quantiles).expect("a value");
         encoder.push(b"a\xffcpu", revision, Flags::default(), 1, &aggregates, &[]);
         let stamp_ns = STAMP_NS + received_s * 1_000_000_000;
         self.log.append_opaque(RecordKind::Aggregates, stamp_ns, 1, encoder.bytes()).expect("taken");

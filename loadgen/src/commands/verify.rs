@@ -1,0 +1,108 @@
+//! `verify`: compares a server with ledgers.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use super::{Failure, Outcome};
+use crate::verify::expected::Expected;
+use crate::verify::verdict::Verdict;
+use crate::verify::{self, Options, points, windows};
+
+/// Compare what a server has with what the ledgers say it was sent
+///
+/// Everything acknowledged must be there, once and unaltered; nothing refused, and nothing that was never sent. What is
+/// unknown may be there. The first missing, doubled, altered, misplaced or foreign point is named. Exit code 1 when
+/// anything differs.
+#[derive(clap::Args)]
+#[command(
+    group = clap::ArgGroup::new("source").required(true).multiple(true).args(["log_dump", "windows", "ndjson"]),
+    after_help = "Examples:
+  metricstream log dump --data-dir DIR | metricstream-loadgen verify --ledger run.ledger --log-dump -
+  metricstream-loadgen verify --ledger run.ledger --windows http://127.0.0.1:9186"
+)]
+pub struct Args {
+    /// A ledger that `run` wrote; several when several processes sent
+    #[arg(long, value_name = "FILE", required = true)]
+    ledger: Vec<PathBuf>,
+
+    /// Points, as `metricstream log dump` prints them; `-` is standard input
+    #[arg(long, value_name = "FILE|-")]
+    log_dump: Option<String>,
+
+    /// Windows: the operators' listener, or what `metricstream log dump --shard aggregate` prints
+    #[arg(long, value_name = "URL|FILE|-")]
+    windows: Option<String>,
+
+    /// Points a line as JSON, as a sink gives them: name, value, timestamp in ns, client_id, tags, and an id, if lines
+    /// may be repeated
+    #[arg(long, value_name = "FILE|-")]
+    ndjson: Option<String>,
+
+    /// What the server takes all clients for, when not for what was sent: a token's client, or an address
+    #[arg(long, value_name = "NAME")]
+    client: Option<String>,
+
+    /// Count points of series that no ledger has, instead of refusing them
+    #[arg(long)]
+    allow_others: bool,
+
+    /// Take points in any order: for a sink behind several shards, with clients that change connections
+    #[arg(long)]
+    any_order: bool,
+
+    /// Lengths of the windows to compare, in seconds
+    #[arg(long, value_name = "S", value_delimiter = ',', default_values_t = [10, 60])]
+    window_lengths: Vec<u32>,
+
+    /// The server's horizon, in seconds: a point that came later after its window's start may be in it or not
+    #[arg(long, value_name = "S", default_value_t = 300)]
+    horizon: u64,
+
+    /// How far ahead a timestamp may be, in seconds, to be in a window for sure
+    #[arg(long, value_name = "S", default_value_t = 600)]
+    future: u64,
+
+    /// The verdict as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(args: Args) -> Outcome {
+    if args.window_lengths.contains(&0) {
+        return Err(Failure("a window of 0 seconds holds nothing; say --window-lengths 10,60".to_string()));
+    }
+    let sources = [&args.log_dump, &args.windows, &args.ndjson];
+    if sources.iter().filter(|source| source.as_deref() == Some("-")).count() > 1 {
+        return Err(Failure("standard input can be read once only; name files for the others".to_string()));
+    }
+    let options = Options {
+        client: args.client,
+        others_allowed: args.allow_others,
+        any_order: args.any_order,
+        window_lengths_s: args.window_lengths,
+        horizon_ms: args.horizon.saturating_mul(1_000),
+        future_ms: args.future.saturating_mul(1_000),
+        progress: true,
+    };
+    let expected = Expected::load(&args.ledger)?;
+    let mut verdicts: Vec<Verdict> = Vec::new();
+    if let Some(path) = &args.log_dump {
+        verdicts.push(points::compare(&expected, &options, "log dump", verify::open(path)?)?);
+    }
+    if let Some(source) = &args.windows {
+        verdicts.push(match source.starts_with("http://") || source.starts_with("https://") {
+            true => windows::compare_url(&expected, &options, source)?,
+            false => windows::compare_dump(&expected, &options, verify::open(source)?)?,
+        });
+    }
+    if let Some(path) = &args.ndjson {
+        verdicts.push(points::compare(&expected, &options, "newline JSON", verify::open(path)?)?);
+    }
+    if args.json {
+        let text = serde_json::to_string_pretty(&verdicts).map_err(|error| Failure(error.to_string()))?;
+        println!("{text}");
+    } else {
+        verdicts.iter().for_each(|verdict| print!("{}", verdict.to_text()));
+    }
+    Ok(ExitCode::from(u8::from(!verdicts.iter().all(|verdict| verdict.ok))))
+}
