@@ -42,6 +42,11 @@ impl Ids {
     }
 }
 
+/// Whether an id is that of a window; others are raw points'.
+pub fn is_of_a_window(id: &str) -> bool {
+    id.split('-').nth(1) == Some("aggregate")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -52,6 +57,7 @@ mod tests {
         let ids = Ids::new(0xAB << 64 | 0xCD);
         assert_eq!(ids.text(3, 7, 42), "00000000000000ab-3-7-42");
         assert_eq!(ids.text(AGGREGATE_LOG_ID, 1, 0), "00000000000000ab-aggregate-1-0");
+        assert!(is_of_a_window(&ids.text(AGGREGATE_LOG_ID, 1, 0)) && !is_of_a_window(&ids.text(0, 1, 0)));
     }
 
     #[test]

@@ -277,6 +277,7 @@ impl Lane<'_> {
             target: shared.labels[batch.target].clone(),
             reason,
             key: None,
+            headers: Default::default(),
             body: String::from_utf8_lossy(text).into_owned(),
         };
         tracing::warn!(

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use super::calls::CallBooks;
 use super::dead_letter::{Bounds, DeadLetters, Entry};
-use super::id::Ids;
+use super::id::{self, Ids};
 use super::line::{self, Lines, Schema, is_aggregate};
 use super::sink::{Report, Settled, Sink, SinkFailed, UnitId};
 use super::unit::{Item, Unit};
@@ -417,10 +417,12 @@ pub fn send_again(settings: &Settings, entries: Vec<Entry>) -> Result<(u64, Vec<
     let (mut sent, mut refused) = (0, Vec::new());
     for mut entry in entries {
         let target = settings.targets.iter().find(|target| target.label() == entry.target);
-        let url = target.unwrap_or(&settings.targets[0]).write_url(&settings.url);
+        // The sink may have got another database or bucket since.
+        let now = &settings.targets[usize::from(id::is_of_a_window(&entry.id))];
+        let url = target.unwrap_or(now).write_url(&settings.url);
         let heard = client.write(&url, entry.body.as_bytes(), false);
         match answer::judge(&heard, std::time::SystemTime::now()) {
-            answer::Verdict::Written => sent += 1,
+            answer::Verdict::Written | answer::Verdict::Partial { dropped: 0, .. } => sent += 1,
             answer::Verdict::Partial { reason, .. }
             | answer::Verdict::BadLine { reason }
             | answer::Verdict::TooLarge { reason } => {
