@@ -50,7 +50,7 @@ Exit codes:
   0  done (run: stopped by SIGTERM or SIGINT, everything received answered and flushed)
   1  failed at run time
   2  the command line or the configuration is wrong
-  3  log verify: acknowledged data is damaged or missing
+  3  log verify, log replay: acknowledged data is damaged or missing
   4  refused to start: another process has the data directory or the port
   5  this machine cannot run it: kernel before 6.1, io_uring disabled, RLIMIT_MEMLOCK too small
 
@@ -111,7 +111,7 @@ Examples:
   metricstream config > metricstream.toml                       a first file, all defaults
   metricstream --config metricstream.toml config | diff metricstream.toml -")]
     Config,
-    /// Look into the logs on disk, or mend them, while no process serves from them
+    /// Look into the logs on disk, mend them, or send them again
     #[command(subcommand)]
     Log(LogCommand),
     /// What sinks have refused: look at it, or send it again

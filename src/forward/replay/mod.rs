@@ -335,3 +335,31 @@ fn quoted(word: &str) -> String {
         format!("'{}'", word.replace('\'', "'\\''"))
     }
 }
+
+#[cfg(test)]
+mod word_tests {
+    use super::*;
+
+    #[test]
+    fn what_a_replay_prints_to_go_on_with_is_read_back() {
+        let resume = Resume(vec![(0, 1200), (3, 0), (AGGREGATE_LOG_ID, 7)]);
+        assert_eq!(resume.to_string(), "0:1200,3:0,aggregate:7");
+        assert_eq!(parse_resume(&resume.to_string()), Ok(resume));
+        for text in ["", "0", "0:", "x:1", "0:1,", "0:-1"] {
+            assert!(parse_resume(text).is_err_and(|message| message.contains("0:1200,aggregate:7")), "{text}");
+        }
+    }
+
+    #[test]
+    fn words_are_quoted_as_a_shell_needs_it() {
+        for (word, shown) in [
+            ("payments", "payments"),
+            ("api.*", "'api.*'"),
+            ("", "''"),
+            ("it's", "'it'\\''s'"),
+            ("/var/lib", "/var/lib"),
+        ] {
+            assert_eq!(quoted(word), shown);
+        }
+    }
+}
