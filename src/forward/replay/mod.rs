@@ -3,8 +3,9 @@
 //! Promises: only reads the logs, takes no lock of a running server and moves no cursor; ids are those of the first
 //! time; every point read is in one of the summary's counts; a replay that was ended tells the place to go on with.
 //!
-//! [`source`] reads a log, [`selection`] chooses, [`run`] sends and counts, [`summary`] says it.
+//! [`source`] reads a log, [`selection`] chooses, [`run`] sends and counts at the [`pace`] that was asked for, [`summary`] says it.
 
+mod pace;
 mod run;
 mod selection;
 mod source;

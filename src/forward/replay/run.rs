@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use metricstream_shards::log::AGGREGATE_LOG_ID;
 
+use super::pace::{Bucket, cut};
 use super::selection::{Selection, time_ns};
 use super::source::{Next, Source};
 use super::summary::{Progress, Totals};
@@ -32,8 +33,6 @@ const RETRY_MOST: Duration = Duration::from_secs(10);
 const WAIT_MOST: Duration = Duration::from_millis(50);
 /// Sinks bound bytes, not units; with a rate units are small. (One that settles when a file is full is not bounded so.)
 const UNITS_MAX: usize = 4096;
-/// With a rate, a unit is what may go in this time.
-const SLICES_PER_S: u64 = 10;
 /// Where points in the range keep coming, looking for more of them has an end.
 const ROUNDS_MAX: u32 = 10;
 
@@ -109,34 +108,6 @@ struct InFlight {
     totals: Totals,
     passed: u64,
     settled: Option<Settled>,
-}
-
-/// Lets so many points a second through.
-struct Bucket {
-    points_per_s: u64,
-    /// May be below zero: what was sent is waited for afterwards
-    points: f64,
-    at: Instant,
-}
-
-impl Bucket {
-    fn new(points_per_s: u64, now: Instant) -> Bucket {
-        Bucket { points_per_s, points: 0.0, at: now }
-    }
-    fn slice(&self) -> usize {
-        (self.points_per_s / SLICES_PER_S).max(1) as usize
-    }
-    /// How long to wait before a slice.
-    fn wait(&mut self, now: Instant) -> Option<Duration> {
-        let rate = self.points_per_s as f64;
-        let earned = now.saturating_duration_since(self.at).as_secs_f64() * rate;
-        self.points = (self.points + earned).min(self.slice() as f64);
-        self.at = now;
-        (self.points < 0.0).then(|| Duration::from_secs_f64(-self.points / rate))
-    }
-    fn take(&mut self, points: u64) {
-        self.points -= points as f64;
-    }
 }
 
 struct Failing {
@@ -612,58 +583,5 @@ fn counts(seen: &Seen) -> Totals {
         superseded: seen.superseded,
         unreadable: seen.unreadable,
         ..Totals::default()
-    }
-}
-
-/// Parts of `whole` with at most `most` of the passing points each.
-fn cut(passing: &[u64], most: usize, whole: &Range<u64>) -> VecDeque<Range<u64>> {
-    let mut slices = VecDeque::new();
-    let mut from = whole.start;
-    let mut chunks = passing.chunks(most.min(passing.len().max(1))).peekable();
-    while let Some(chunk) = chunks.next() {
-        let to = if chunks.peek().is_none() { whole.end } else { chunk[chunk.len() - 1] + 1 };
-        slices.push_back(from..to);
-        from = to;
-    }
-    if slices.is_empty() {
-        slices.push_back(whole.clone());
-    }
-    slices
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_piece_is_cut_so_that_each_slice_has_its_share_of_what_passes() {
-        for (passing, most, slices) in [
-            (&[][..], 2, &[0..10][..]),
-            (&[3], 2, &[0..10]),
-            (&[3, 4], 2, &[0..10]),
-            (&[3, 4, 5], 2, &[0..5, 5..10]),
-            (&[0, 1, 2], 1, &[0..1, 1..2, 2..10]),
-            (&[7, 8, 9], usize::MAX, &[0..10]),
-        ] {
-            assert_eq!(cut(passing, most, &(0..10)), slices, "{passing:?} by {most}");
-        }
-    }
-
-    #[test]
-    fn a_bucket_lets_its_rate_through() {
-        let start = Instant::now();
-        let mut bucket = Bucket::new(1000, start);
-        let (mut now, mut sent) = (start, 0);
-        while now < start + Duration::from_secs(10) {
-            match bucket.wait(now) {
-                None => {
-                    bucket.take(100);
-                    sent += 100;
-                }
-                Some(wait) => now += wait + Duration::from_micros(1),
-            }
-        }
-        assert!((9_900..=10_200).contains(&sent), "{sent}");
-        assert_eq!(Bucket::new(3, start).slice(), 1);
     }
 }
