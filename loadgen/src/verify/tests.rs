@@ -102,7 +102,7 @@ fn text(lines: &[serde_json::Value]) -> String {
 }
 
 fn compare_points(expected: &Expected, lines: &[serde_json::Value], options: &Options) -> Verdict {
-    points::compare(expected, options, "log dump", text(lines).as_bytes()).expect("compared")
+    lines::compare_points(expected, options, "log dump", text(lines).as_bytes()).expect("compared")
 }
 
 /// Exactly these faults.
@@ -312,7 +312,7 @@ fn batches_may_be_noted_out_of_turn_and_some_never() {
 }
 
 #[test]
-fn lines_with_equal_ids_count_once() {
+fn records_with_equal_ids_count_once() {
     let mut scene = Scene::new();
     scene.acknowledged(0);
     let mut lines = scene.lines(&[0]);
@@ -322,7 +322,7 @@ fn lines_with_equal_ids_count_once() {
     lines.extend_from_within(..);
     let verdict = scene.log_dump(&lines);
     has(&verdict, &[]);
-    assert_eq!(verdict.total_of("lines with an id seen before"), 10);
+    assert_eq!(verdict.total_of("records with an id seen before"), 10);
     lines[15]["id"] = "node-2-5".into();
     has(&scene.log_dump(&lines), &[(FaultKind::Doubled, 1)]);
 }
@@ -333,7 +333,8 @@ fn ledgers_that_cannot_be_compared_with_are_told_in_a_sentence() {
     scene.acknowledged(0);
     scene.expected();
     let twice = Expected::load(&[&scene.path, &scene.path]).expect("read");
-    let error = points::compare(&twice, &Options::default(), "log dump", &b""[..]).expect_err("ambiguous").to_string();
+    let error =
+        lines::compare_points(&twice, &Options::default(), "log dump", &b""[..]).expect_err("ambiguous").to_string();
     assert!(error.contains("cannot be told apart; give each process a seed of its own"), "{error}");
 
     for (spoil, part) in [
@@ -364,7 +365,7 @@ fn what_is_no_dump_is_told_with_its_line() {
         ("\n\nnot json\n", "line 3 is not a point as JSON"),
         ("{\"name\":\"a\",\"value\":1}\n", "line 1 is not a point: it has no `name`, or no `timestamp_ns`"),
     ] {
-        let error = points::compare(&expected, &Options::default(), "log dump", input.as_bytes()).err();
+        let error = lines::compare_points(&expected, &Options::default(), "log dump", input.as_bytes()).err();
         assert!(error.as_ref().is_some_and(|error| error.to_string().contains(part)), "{error:?}");
     }
 }
@@ -408,7 +409,7 @@ mod of_windows {
     }
 
     fn compare(expected: &Expected, lines: &[serde_json::Value], options: &Options) -> Verdict {
-        super::super::windows::compare_dump(expected, options, text(lines).as_bytes()).expect("compared")
+        lines::compare_windows(expected, options, text(lines).as_bytes()).expect("compared")
     }
 
     fn scene(batches: u64) -> (Scene, Vec<Point>) {
