@@ -113,6 +113,12 @@ Examples:
     /// Look into the logs on disk, or mend them, while no process serves from them
     #[command(subcommand)]
     Log(LogCommand),
+    /// What sinks have refused: look at it, or send it again
+    #[command(subcommand)]
+    DeadLetter(DeadLetterCommand),
+    /// Prepare an InfluxDB for this appliance
+    #[command(subcommand)]
+    Influx(InfluxCommand),
     /// Print the completions for a shell
     ///
     /// The script goes to standard output; source it, or put it where your shell looks.
@@ -201,6 +207,88 @@ Examples:
     },
 }
 
+#[derive(Clone, Debug, PartialEq, Subcommand)]
+pub enum DeadLetterCommand {
+    /// Print what was refused, with the reasons
+    ///
+    /// One NDJSON object a line on standard output, the oldest first: id, time, sink, target, reason, and what was sent.
+    /// Works while a server runs.
+    #[command(after_help = "\
+Examples:
+  metricstream --config /etc/metricstream.toml dead-letter list | jq -r .reason | sort | uniq -c
+  metricstream dead-letter list --data-dir /var/lib/metricstream --sink influx")]
+    List(DeadLetterArgs),
+    /// Send what was refused once more
+    ///
+    /// Each entry goes to the sink that has refused it, as the configuration describes it now. What is refused again stays,
+    /// with the new reason; what is taken is removed. Works while a server runs. Exits 1 when the sink cannot be reached; then
+    /// everything stays.
+    #[command(after_help = "\
+Examples:
+  metricstream --config /etc/metricstream.toml dead-letter retry --sink influx")]
+    Retry(DeadLetterArgs),
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Args)]
+pub struct DeadLetterArgs {
+    /// Data directory [configuration: node.data_dir]
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// Only of this sink
+    #[arg(long, value_name = "NAME")]
+    pub sink: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Subcommand)]
+pub enum InfluxCommand {
+    /// Create database, retention policies and continuous queries, or buckets and tasks
+    ///
+    /// Version 1: a database with the retention policies raw (7 days), agg_1m (30), agg_5m (90), agg_1h (a year) and agg_1d (for
+    /// ever), and continuous queries that carry sum, count, min and max from each to the next. Version 2: a bucket and
+    /// a task for each of these. What is there stays as it is; a second run changes nothing. What differs from what
+    /// is meant is named and left alone.
+    #[command(after_help = "\
+Examples:
+  metricstream influx init --url http://127.0.0.1:8086 --dry-run       shows the statements
+  metricstream influx init --url http://127.0.0.1:8086
+  metricstream influx init --url https://influx:8086 --api v2 --org example --token-file influx.token")]
+    Init(InfluxInitArgs),
+}
+
+#[derive(Clone, Debug, PartialEq, Args)]
+pub struct InfluxInitArgs {
+    /// Where InfluxDB is
+    #[arg(long, value_name = "URL")]
+    pub url: String,
+    /// Which API it speaks
+    #[arg(long, value_name = "VERSION", default_value = "v1", value_parser = ["v1", "v2"])]
+    pub api: String,
+    /// Database (v1), and what the names of buckets begin with (v2)
+    #[arg(long, value_name = "NAME", default_value = "metrics")]
+    pub database: String,
+    /// Organisation (v2)
+    #[arg(long, value_name = "NAME", default_value = "")]
+    pub org: String,
+    /// How the sink writes points [configuration: schema of its sink]
+    #[arg(long, value_name = "SCHEMA", default_value = "platform", value_parser = ["platform", "natural"])]
+    pub schema: String,
+    /// User (v1)
+    #[arg(long, value_name = "NAME", default_value = "")]
+    pub username: String,
+    /// File with the user's password
+    #[arg(long, value_name = "FILE")]
+    pub password_file: Option<PathBuf>,
+    /// File with a token
+    #[arg(long, value_name = "FILE", conflicts_with = "username")]
+    pub token_file: Option<PathBuf>,
+    /// Certificates to trust, PEM
+    #[arg(long, value_name = "FILE")]
+    pub tls_ca: Option<PathBuf>,
+    /// Show what would be done, and do nothing
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
 #[derive(Clone, Debug, Default, PartialEq, Args)]
 pub struct LogArgs {
     /// Data directory [configuration: node.data_dir]
@@ -258,7 +346,10 @@ impl Cli {
                 overrides.data_dir.clone_from(&log.data_dir);
             }
             Command::Log(LogCommand::Cursors { data_dir, .. }) => overrides.data_dir.clone_from(data_dir),
-            Command::Check | Command::Config | Command::Completions { .. } => {}
+            Command::DeadLetter(DeadLetterCommand::List(args) | DeadLetterCommand::Retry(args)) => {
+                overrides.data_dir.clone_from(&args.data_dir);
+            }
+            Command::Check | Command::Config | Command::Influx(_) | Command::Completions { .. } => {}
         }
         overrides
     }

@@ -6,6 +6,8 @@ use std::process::ExitCode;
 use clap::Parser;
 use metricstream::args::{self, Cli, Command, Exit};
 use metricstream::config::{self, Config, SecretPlaces};
+use metricstream::forward::influx::init;
+use metricstream::forward::letters_command;
 use metricstream::process::{self, RunError};
 use metricstream::{log_command, logging};
 
@@ -39,6 +41,8 @@ fn main() -> ExitCode {
             if problems.is_empty() { Exit::Ok.into() } else { Exit::Usage.into() }
         }
         Command::Log(command) => log_command::run(command, &config).into(),
+        Command::DeadLetter(command) => letters_command::run(command, &config).into(),
+        Command::Influx(args::InfluxCommand::Init(args)) => init::run(args).into(),
         Command::Run(_) => run(&config, &places).into(),
         Command::Completions { .. } => unreachable!("answered above"),
     }

@@ -168,6 +168,10 @@ pub fn reducer(config: &Config, shards: usize, rebuilds: usize, epoch: u64) -> r
             .collect(),
         detail: detail(config),
         windows_s,
+        keep_state: config.sink.iter().any(|sink| {
+            // Others cannot say it.
+            sink.r#type == crate::config::SinkType::Kafka && sink.send != crate::config::Send::Raw
+        }),
         memory_bytes_max: config.windows.reducer_bytes_max.bytes() as usize,
         shards: shards as u16,
         rebuilds: rebuilds as u16,

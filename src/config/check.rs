@@ -4,7 +4,7 @@ use super::problem::Problem;
 use super::schema::Config;
 use super::units::{ByteSize, format_duration};
 use super::value::{ByteRate, Rate, check_token};
-use super::{SameTimestamp, Secret};
+use super::{SameTimestamp, Secret, SinkType};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io::Read;
 use std::net::SocketAddr;
@@ -296,6 +296,17 @@ impl Config {
             }
             if sink.names.iter().any(String::is_empty) {
                 wrong(key("names"), "an empty glob matches nothing; leave the key out for every name".into());
+            }
+            let problems = match sink.r#type {
+                SinkType::Kafka => crate::forward::kafka::settings::problems(sink),
+                SinkType::Influx => crate::forward::influx::problems(sink),
+                SinkType::File => Vec::new(),
+            };
+            for (field, message) in problems {
+                wrong(key(field), message);
+            }
+            if sink.r#type != SinkType::File {
+                continue;
             }
             match &sink.path {
                 None => wrong(key("path"), "a sink of type \"file\" needs a path".into()),

@@ -104,6 +104,70 @@ choice! {
     SinkType {
         /// files in a directory, written whole
         File = "file",
+        /// topics of Apache Kafka: a record a point or window
+        Kafka = "kafka",
+        /// InfluxDB, version 1 or 2, or what speaks its write API
+        Influx = "influx",
+    }
+}
+
+choice! {
+    /// Which write API of InfluxDB.
+    InfluxApi {
+        /// /write with a database and a retention policy
+        V1 = "v1",
+        /// /api/v2/write with an organisation and a bucket
+        V2 = "v2",
+    }
+}
+
+choice! {
+    /// How points stand in InfluxDB.
+    InfluxSchema {
+        /// one measurement, server_metrics; the name is a tag, values are floats
+        Platform = "platform",
+        /// a measurement a metric, values as they came
+        Natural = "natural",
+    }
+}
+
+choice! {
+    /// What the key of a Kafka record is; records of one key keep their order.
+    KafkaKey {
+        /// who sent the point
+        Client = "client",
+        /// the metric's name
+        Name = "name",
+    }
+}
+
+choice! {
+    /// How batches to Kafka are compressed.
+    KafkaCodec {
+        /// fast, and small enough
+        Lz4 = "lz4",
+        /// smaller, with more work
+        Zstd = "zstd",
+        /// for brokers that know no better
+        Gzip = "gzip",
+        /// for consumers that know no better
+        Snappy = "snappy",
+        /// not at all
+        None = "none",
+    }
+}
+
+choice! {
+    /// How the Kafka client proves who it is.
+    KafkaSasl {
+        /// it does not, unless by its certificate
+        None = "none",
+        /// name and password as they are: only over TLS
+        Plain = "plain",
+        /// by challenge, SHA-256
+        ScramSha256 = "scram-sha-256",
+        /// by challenge, SHA-512
+        ScramSha512 = "scram-sha-512",
     }
 }
 
@@ -473,6 +537,72 @@ section! {
         /// The same in bytes.
         keep_bytes: Option<ByteSize> = None, in Some(ByteSize::kib(64)), Some(ByteSize::tib(1024)),
             like Some(ByteSize::gib(10));
+        /// Kafka: some of the brokers, "host:port"; they tell of the others.
+        brokers: Vec<String> = Vec::new(), like vec!["kafka-1:9092".to_owned(), "kafka-2:9092".to_owned()];
+        /// Kafka: topic of the points. `{client}` and `{name}` stand for a point's own; what Kafka does not allow in a topic
+        /// becomes `_`.
+        topic: String = "metrics-raw".to_owned();
+        /// Kafka: topic of the windows, in the same way.
+        topic_aggregates: String = "metrics-aggregated".to_owned();
+        /// Kafka: what the key of a record is. By client, what one host sends stays in order; by name, a metric is in one
+        /// partition.
+        key: KafkaKey = KafkaKey::Client;
+        /// Kafka: how batches are compressed.
+        codec: KafkaCodec = KafkaCodec::Lz4;
+        /// Kafka: largest batch before compression; smaller ones are made by themselves where a topic takes no more.
+        batch_bytes_max: ByteSize = ByteSize::kib(976), in ByteSize::kib(1), ByteSize::mib(16);
+        /// Kafka: memory for records that are not acknowledged yet, give or take some MiB.
+        in_flight_bytes_max: ByteSize = ByteSize::mib(64), in ByteSize::mib(1), ByteSize::gib(1);
+        /// Kafka: whether to speak TLS. Only in builds with the cargo feature kafka-tls.
+        tls: bool = false;
+        /// Kafka, Influx: the certificate authority that the servers' certificates come from (PEM). When not set, the system's
+        /// (Kafka) or Mozilla's list (Influx).
+        tls_ca: Option<PathBuf> = None, like Some(PathBuf::from("/etc/metricstream/kafka-ca.pem"));
+        /// Kafka: this client's own certificate (PEM), where brokers ask for one.
+        tls_certificate: Option<PathBuf> = None, like Some(PathBuf::from("/etc/metricstream/kafka.pem"));
+        /// Kafka: the key of tls_certificate (PEM).
+        tls_key: Option<PathBuf> = None, like Some(PathBuf::from("/etc/metricstream/kafka.key"));
+        /// Kafka: how the client proves who it is. SCRAM only in builds with the cargo feature kafka-tls.
+        sasl: KafkaSasl = KafkaSasl::None;
+        /// Kafka, Influx: the user's name; for Kafka with sasl.
+        username: String = String::new(), like "metricstream".to_owned();
+        /// Kafka, Influx: a file that holds the password; whitespace around it is cut off. A relative path counts from
+        /// $CREDENTIALS_DIRECTORY (systemd's LoadCredential) when that is set, else from the working directory. Read again
+        /// whenever the client is made anew.
+        password_file: Option<PathBuf> = None, like Some(PathBuf::from("kafka.password"));
+        /// Kafka: more properties of librdkafka by their own names (its CONFIGURATION.md). Those that delivery depends on
+        /// are refused.
+        properties: BTreeMap<String, String> = BTreeMap::new(), like BTreeMap::from([("linger.ms".to_owned(), "20".to_owned())]);
+        /// Influx: where it is. `metricstream influx init` makes there what is needed.
+        url: String = String::new(), like "http://influxdb:8086".to_owned();
+        /// Influx: which write API is spoken.
+        api: InfluxApi = InfluxApi::V1;
+        /// Influx v1: the database.
+        database: String = "metrics".to_owned();
+        /// Influx v1: the retention policy of points; "" for the database's default one.
+        retention_policy: String = "raw".to_owned();
+        /// Influx v1: the retention policy of windows.
+        retention_policy_aggregates: String = "agg_1m".to_owned();
+        /// Influx v2: the organisation.
+        org: String = String::new(), like "example".to_owned();
+        /// Influx v2: the bucket of points.
+        bucket: String = "metrics_raw".to_owned();
+        /// Influx v2: the bucket of windows.
+        bucket_aggregates: String = "metrics_1m".to_owned();
+        /// Influx: a file that holds the token, found like password_file. Version 1 takes username and password_file too.
+        token_file: Option<PathBuf> = None, like Some(PathBuf::from("influxdb.token"));
+        /// Influx: how points stand there. Fix it before the first point: InfluxDB keeps both, and queries see one.
+        schema: InfluxSchema = InfluxSchema::Platform;
+        /// Influx: whether writes are compressed (gzip).
+        gzip: bool = true;
+        /// Influx: points of one write.
+        batch_points: u32 = 5_000, in 1, 100_000;
+        /// Influx: how long points wait for others before they are written.
+        batch_within: Duration = ms(200), in ms(1), s(60);
+        /// Influx: writes in flight at a time. A series keeps its order at any number.
+        in_flight: u32 = 4, in 1, 64;
+        /// Influx: how long one write may take before it is given up and made again.
+        request_within: Duration = s(30), in ms(100), s(600);
     }
 }
 

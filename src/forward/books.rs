@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 use metricstream_shards::counters::Counter;
 
+use super::calls::CallBooks;
 use super::cursor::Totals;
 use super::reader::ReaderPort;
 use super::share::LogShare;
@@ -99,6 +100,8 @@ pub struct SinkBooks {
     pub errors: Counter,
     pub cursor_stores: Counter,
     pub cursor_failures: Counter,
+    /// Of sinks that make their calls, and repeat them, by themselves
+    pub calls: Option<Arc<CallBooks>>,
     state: AtomicU64,
 }
 
@@ -111,12 +114,26 @@ impl SinkBooks {
             errors: Counter::new(),
             cursor_stores: Counter::new(),
             cursor_failures: Counter::new(),
+            calls: None,
             state: AtomicU64::new(State::Running as u64),
         }
     }
 
     pub fn set_state(&self, state: State) {
         self.state.store(state as u64, Ordering::Relaxed);
+    }
+
+    pub fn with_calls(self, calls: Option<Arc<CallBooks>>) -> SinkBooks {
+        SinkBooks { calls, ..self }
+    }
+
+    /// What an operator should see: a sink that repeats its calls by itself is not running well meanwhile.
+    pub fn shown_state(&self) -> State {
+        match (self.state(), &self.calls) {
+            (State::Running, Some(calls)) if calls.held.load(Ordering::Relaxed) > 0 => State::Held,
+            (State::Running, Some(calls)) if calls.waiting.load(Ordering::Relaxed) > 0 => State::Retrying,
+            (state, _) => state,
+        }
     }
 
     pub fn state(&self) -> State {

@@ -3,6 +3,8 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::books::{ForwardBooks, Lag, LogBooks, State, lag};
+use super::breaker;
+use super::calls::CallBooks;
 use crate::admin::exposition::Exposition;
 use crate::reducer::thread::wall_ns;
 
@@ -78,7 +80,7 @@ pub fn forward(out: &mut Exposition, books: &ForwardBooks) {
     out.family("metricstream_sink_state", "gauge", "1 for what the sink is doing.");
     for sink in &books.sinks {
         for state in State::ALL {
-            let is = u8::from(sink.state() == state);
+            let is = u8::from(sink.shown_state() == state);
             out.sample(&[("sink", &sink.name), ("type", &sink.kind), ("state", &state.name())], is);
         }
     }
@@ -93,6 +95,7 @@ pub fn forward(out: &mut Exposition, books: &ForwardBooks) {
             out.sample(&[("sink", &sink.name)], counters[value].get());
         }
     }
+    calls(out, books);
     let reader = &books.reader.counters;
     let get = |n: &AtomicU64| n.load(Ordering::Relaxed);
     for (name, kind, help, value) in [
@@ -114,5 +117,66 @@ pub fn forward(out: &mut Exposition, books: &ForwardBooks) {
         ("metricstream_reader_cached_bytes", "gauge", "Log kept in memory for other sinks.", get(&reader.cached_bytes)),
     ] {
         out.family(name, kind, help).sample(&[], value);
+    }
+}
+
+/// Of sinks that make calls over the network.
+fn calls(out: &mut Exposition, books: &ForwardBooks) {
+    let sinks: Vec<_> = books.sinks.iter().filter_map(|sink| Some((&sink.name, sink.calls.as_ref()?))).collect();
+    if sinks.is_empty() {
+        return;
+    }
+    out.family("metricstream_sink_calls_total", "counter", "Calls by what their answer meant.");
+    for (name, calls) in &sinks {
+        for (kind, count) in calls.answers() {
+            out.sample(&[("sink", name), ("answer", &kind)], count);
+        }
+    }
+    out.family("metricstream_sink_breaker_state", "gauge", "1 for the state of the circuit breaker.");
+    for (name, calls) in &sinks {
+        for state in breaker::State::ALL {
+            let is = u8::from(calls.gate().state == state);
+            out.sample(&[("sink", name), ("state", &state.name())], is);
+        }
+    }
+    type Family = (&'static str, &'static str, &'static str, fn(&CallBooks) -> u64);
+    let families: [Family; 10] = [
+        ("metricstream_sink_breaker_opened_total", "counter", "Times that the circuit breaker has opened.", |c| {
+            c.gate().opened
+        }),
+        ("metricstream_sink_retries_total", "counter", "Calls made again.", |c| c.retries.load(Ordering::Relaxed)),
+        ("metricstream_sink_retry_budget", "gauge", "Retries that may be made at once.", |c| {
+            c.gate().budget_left.into()
+        }),
+        ("metricstream_sink_retry_budget_exhausted_total", "counter", "Retries that waited for the budget.", |c| {
+            c.gate().budget_exhausted
+        }),
+        ("metricstream_sink_calls_held", "gauge", "Calls that wait for an operator.", |c| {
+            c.held.load(Ordering::Relaxed)
+        }),
+        ("metricstream_sink_calls_waiting", "gauge", "Calls that wait to be made again.", |c| {
+            c.waiting.load(Ordering::Relaxed)
+        }),
+        ("metricstream_sink_sent_bytes_total", "counter", "Bytes of bodies sent, compressed as they were.", |c| {
+            c.sent_bytes.load(Ordering::Relaxed)
+        }),
+        ("metricstream_sink_halvings_total", "counter", "Batches cut in two to find a bad line or to fit.", |c| {
+            c.halvings.load(Ordering::Relaxed)
+        }),
+        ("metricstream_sink_dead_letter_bytes", "gauge", "Size of the files of dead letters.", |c| {
+            c.dead_letter_bytes.load(Ordering::Relaxed)
+        }),
+        (
+            "metricstream_sink_dead_letters_dropped_total",
+            "counter",
+            "Dead letters removed because their files had reached their bound.",
+            |c| c.dead_letters_dropped.load(Ordering::Relaxed),
+        ),
+    ];
+    for (family, kind, help, value) in families {
+        out.family(family, kind, help);
+        for (name, calls) in &sinks {
+            out.sample(&[("sink", name)], value(calls));
+        }
     }
 }

@@ -193,7 +193,17 @@ mod tests {
     }
 
     fn point<'a>(key: &'a [u8], series: Option<u32>, value: Value<'a>, timestamp_ns: i64) -> Point<'a> {
-        Point { number: 42, key, series, timestamp_ns, value, request_id: "", traceparent: "" }
+        Point {
+            number: 42,
+            epoch: 1,
+            is_identified: true,
+            key,
+            series,
+            timestamp_ns,
+            value,
+            request_id: "",
+            traceparent: "",
+        }
     }
 
     #[test]
@@ -254,9 +264,10 @@ mod tests {
             era: 1,
             revision: 2,
             flags: Flags { incomplete: true, ..Flags::default() },
+            state: None,
         };
         let mut out = Vec::new();
-        JsonLines::new(0).window("aggregate", &Window { number: 9, view }, &mut out);
+        JsonLines::new(0).window("aggregate", &Window { number: 9, epoch: 1, view }, &mut out);
         let json: serde_json::Value = serde_json::from_slice(&out).expect("JSON");
         for (field, value) in [
             ("rule", serde_json::json!("r")),

@@ -108,7 +108,17 @@ mod tests {
         let tags: Vec<(&[u8], &[u8])> = tags.iter().map(|(k, v)| (k.as_bytes(), v.as_bytes())).collect();
         series_key::write(&mut key, b"web 1", name.as_bytes(), &tags);
         let mut out = Vec::new();
-        let of = Point { number: 0, key: &key, series: None, timestamp_ns: 5, value, request_id: "", traceparent: "" };
+        let of = Point {
+            number: 0,
+            epoch: 1,
+            is_identified: true,
+            key: &key,
+            series: None,
+            timestamp_ns: 5,
+            value,
+            request_id: "",
+            traceparent: "",
+        };
         point(&of, &mut out);
         String::from_utf8(out).expect("UTF-8")
     }

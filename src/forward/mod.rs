@@ -10,17 +10,23 @@
 //! ```
 
 pub mod books;
+pub mod breaker;
+pub mod calls;
 pub mod command;
 pub mod courier;
 pub mod cursor;
+pub mod dead_letter;
 pub mod exposition;
 mod file;
 mod filter;
+pub mod influx;
 mod json;
+pub mod kafka;
+pub mod letters_command;
 mod line;
 mod piece;
 pub mod reader;
-mod retry;
+pub mod retry;
 pub mod share;
 mod sink;
 mod unit;
@@ -38,6 +44,7 @@ use std::time::{Duration, Instant};
 
 use crate::config::{self, Config};
 use books::{ForwardBooks, SinkBooks};
+use calls::CallBooks;
 use courier::{Courier, Parts, Place, Start};
 use cursor::{Cursor, CursorError};
 use filter::Filter;
@@ -85,7 +92,9 @@ impl Forward {
         for configured in &config.sink {
             let name: Arc<str> = configured.name.as_str().into();
             let read: Vec<_> = logs.iter().filter(|log| log.is_read_by(&name)).cloned().collect();
-            let of = Arc::new(SinkBooks::new(name.clone(), configured.r#type.word(), read.clone()));
+            let (sink, calls) = make_sink(configured, node_id, data_dir);
+            let of = SinkBooks::new(name.clone(), configured.r#type.word(), read.clone());
+            let of = Arc::new(of.with_calls(calls));
             let start = match configured.start {
                 config::SinkStart::Oldest => Start::Oldest,
                 config::SinkStart::Now => Start::Now,
@@ -100,7 +109,7 @@ impl Forward {
             let courier = Courier::new(Parts {
                 name: name.clone(),
                 node_id,
-                sink: make_sink(configured, node_id),
+                sink,
                 filter: Filter::new(&configured.names, &configured.tags),
                 logs: with_cursors,
                 books: of.clone(),
@@ -157,8 +166,21 @@ impl Running {
     }
 }
 
-fn make_sink(configured: &config::Sink, node_id: u128) -> Box<dyn Sink> {
-    match configured.r#type {
+/// The sink, and what it counts of its calls.
+fn make_sink(configured: &config::Sink, node_id: u128, data_dir: &Path) -> (Box<dyn Sink>, Option<Arc<CallBooks>>) {
+    let sink: Box<dyn Sink> = match configured.r#type {
+        config::SinkType::Influx => {
+            let calls =
+                Arc::new(CallBooks::new(&configured.name, influx::KINDS, crate::reducer::thread::wall_ns() as u64));
+            let settings = influx::Settings::new(configured, data_dir);
+            let sink = influx::InfluxSink::new(settings, node_id, calls.clone());
+            return (Box::new(sink), Some(calls));
+        }
+        config::SinkType::Kafka => {
+            let letters = kafka::LetterBox::new(&configured.name, data_dir);
+            let settings = kafka::Settings::new(configured);
+            Box::new(kafka::KafkaSink::new(&configured.name, node_id, settings, Box::new(letters)))
+        }
         config::SinkType::File => Box::new(file::FileSink::new(
             file::Settings {
                 dir: configured.path.clone().expect("checked: a file sink has a path"),
@@ -178,7 +200,8 @@ fn make_sink(configured: &config::Sink, node_id: u128) -> Box<dyn Sink> {
             },
             node_id,
         )),
-    }
+    };
+    (sink, None)
 }
 
 /// The cursor where it can be believed. Where it cannot, the sink begins with the oldest there is: too much under the same

@@ -15,6 +15,10 @@ use crate::reducer::encode::{RecordView, decode_aggregates};
 pub struct Point<'a> {
     /// In its log
     pub number: u64,
+    /// Of the process that took it in
+    pub epoch: u64,
+    /// Whether (series, timestamp) identifies it: the client gave the time, and did not ask for all points of one time
+    pub is_identified: bool,
     /// Canonical series key
     pub key: &'a [u8],
     /// Number of the series in its segment; `None`: the point carries its key itself
@@ -39,6 +43,7 @@ pub enum Value<'a> {
 pub struct Window<'a> {
     /// In the aggregate log
     pub number: u64,
+    pub epoch: u64,
     pub view: RecordView<'a>,
 }
 
@@ -133,12 +138,16 @@ impl Unit<'_> {
                                     continue;
                                 }
                                 seen.passed += 1;
+                                let is_identified =
+                                    batch.timestamps_ns[n] != NO_TIMESTAMP && !envelope.same_timestamp_all;
                                 let timestamp_ns = match batch.timestamps_ns[n] {
                                     NO_TIMESTAMP => envelope.stamp_ns,
                                     given => given,
                                 };
                                 show(Item::Point(Point {
                                     number: this,
+                                    epoch: block.header.epoch,
+                                    is_identified,
                                     key,
                                     series: (series & INLINE_BIT == 0).then_some(series),
                                     timestamp_ns,
@@ -163,7 +172,7 @@ impl Unit<'_> {
                                     return;
                                 }
                                 seen.passed += 1;
-                                shown = show(Item::Window(Window { number: this, view }));
+                                shown = show(Item::Window(Window { number: this, epoch: block.header.epoch, view }));
                             });
                             shown?;
                         }

@@ -37,6 +37,7 @@ fn settings(shards: u16, per_series: bool) -> Settings {
         per_series,
         rules: vec![rule],
         detail: Detail::Quantiles,
+        keep_state: false,
         memory_bytes_max: usize::MAX,
         shards,
         rebuilds: 0,

@@ -7,11 +7,16 @@
 use super::record::{Flags, WindowRecord};
 use metricstream_shards::{
     point::series_key,
-    window::summary::{Aggregates, Quantiles},
+    window::{
+        state::StateView,
+        summary::{Aggregates, Quantiles},
+    },
 };
 
 /// In the first byte of every record. Older ones stay readable; a newer one is refused.
 pub const VERSION: u8 = 1;
+/// Of Aggregates records in which an entry has its state.
+pub const VERSION_WITH_STATE: u8 = 2;
 /// Longest series key that is accepted, so that front coding cannot blow up a small record.
 pub const KEY_BYTES_MAX: usize = 64 * 1024;
 
@@ -27,6 +32,8 @@ const ONE_VALUE: u8 = 8;
 const SUM_IS_MIN: u8 = 16;
 /// p50, p95 and p99 were not wanted, and are not there
 const NO_QUANTILES: u8 = 32;
+/// What the result can be merged from stands behind it (version 2)
+const STATE: u8 = 64;
 const KNOWN_FLAGS: u8 = 63;
 
 /// Why bytes are no record.
@@ -149,8 +156,9 @@ impl AggregatesEncoder {
         self.bytes.extend_from_slice(rule_id);
     }
 
-    /// Keys must ascend within a record.
-    pub fn push(&mut self, key: &[u8], revision: u32, flags: Flags, series: u64, a: &Aggregates) {
+    /// Keys must ascend within a record. `state`: bytes of [`metricstream_shards::window::state`], or nothing; of values
+    /// that are all equal it follows from the results, and is not stored.
+    pub fn push(&mut self, key: &[u8], revision: u32, flags: Flags, series: u64, a: &Aggregates, state: &[u8]) {
         let shared = key.iter().zip(&self.previous_key).take_while(|(a, b)| a == b).count();
         let out = &mut self.bytes;
         varint(out, shared as u64);
@@ -162,13 +170,18 @@ impl AggregatesEncoder {
         let min = a.min.to_bits();
         let one_value = a.max.to_bits() == min && a.quantiles.is_none_or(|q| q.to_bits() == [min; 3]);
         let sum_is_min = one_value && a.sum.to_bits() == a.min.to_bits();
+        let state = if one_value { &[][..] } else { state };
+        if !state.is_empty() {
+            out[0] = VERSION_WITH_STATE;
+        }
         out.push(
             (u8::from(flags.incomplete) * INCOMPLETE)
                 | (u8::from(flags.unchecked) * UNCHECKED)
                 | (u8::from(flags.damaged) * DAMAGED)
                 | (u8::from(one_value) * ONE_VALUE)
                 | (u8::from(sum_is_min) * SUM_IS_MIN)
-                | (u8::from(a.quantiles.is_none()) * NO_QUANTILES),
+                | (u8::from(a.quantiles.is_none()) * NO_QUANTILES)
+                | (u8::from(!state.is_empty()) * STATE),
         );
         varint(out, u64::from(revision));
         varint(out, a.count);
@@ -186,6 +199,7 @@ impl AggregatesEncoder {
                 [q.p50, q.p95, q.p99].into_iter().for_each(put);
             }
         }
+        out.extend_from_slice(state);
         self.entries += 1;
         self.bytes[20..24].copy_from_slice(&self.entries.to_le_bytes());
     }
@@ -203,6 +217,8 @@ pub struct RecordView<'a> {
     pub era: u32,
     pub revision: u32,
     pub flags: Flags,
+    /// What the result can be merged from, where it is stored
+    pub state: Option<StateView<'a>>,
 }
 
 impl RecordView<'_> {
@@ -229,7 +245,7 @@ pub fn decode_aggregates(bytes: &[u8], each: &mut impl FnMut(RecordView<'_>)) ->
 
 fn walk(bytes: &[u8], each: &mut impl FnMut(RecordView<'_>)) -> Result<(), Malformed> {
     let mut r = Reader { rest: bytes };
-    r.version()?;
+    let known_flags = if r.version_up_to(VERSION_WITH_STATE)? == VERSION { KNOWN_FLAGS } else { KNOWN_FLAGS | STATE };
     let is_rule = match r.byte()? {
         0 => false,
         1 => true,
@@ -263,7 +279,10 @@ fn walk(bytes: &[u8], each: &mut impl FnMut(RecordView<'_>)) -> Result<(), Malfo
             return Err(Malformed::Invalid("a key is not canonical"));
         }
         let bits = r.byte()?;
-        if bits & !KNOWN_FLAGS != 0 || bits & (ONE_VALUE | SUM_IS_MIN) == SUM_IS_MIN {
+        if bits & !known_flags != 0
+            || bits & (STATE | ONE_VALUE) == STATE | ONE_VALUE
+            || bits & (ONE_VALUE | SUM_IS_MIN) == SUM_IS_MIN
+        {
             return Err(Malformed::Invalid("unknown flags"));
         }
         let revision = u32::try_from(r.varint()?).map_err(|_| Malformed::Invalid("a revision is out of range"))?;
@@ -284,6 +303,17 @@ fn walk(bytes: &[u8], each: &mut impl FnMut(RecordView<'_>)) -> Result<(), Malfo
         if sum.is_nan() || min > max || !quantiles.is_none_or(ascending) {
             return Err(Malformed::Invalid("results contradict each other"));
         }
+        let state = if bits & STATE != 0 {
+            let (state, length) = StateView::read(r.rest).ok_or(Malformed::Invalid("a state is malformed"))?;
+            let no_sketch = bits & NO_QUANTILES != 0 && state.count() == 0;
+            if state.count() != count && !no_sketch {
+                return Err(Malformed::Invalid("a state is of other points"));
+            }
+            r.take(length)?;
+            Some(state)
+        } else {
+            None
+        };
         let avg = sum / count as f64;
         each(RecordView {
             key: &key,
@@ -299,6 +329,7 @@ fn walk(bytes: &[u8], each: &mut impl FnMut(RecordView<'_>)) -> Result<(), Malfo
                 unchecked: bits & UNCHECKED != 0,
                 damaged: bits & DAMAGED != 0,
             },
+            state,
         });
     }
     if r.rest.is_empty() { Ok(()) } else { Err(Malformed::Invalid("bytes after the end")) }
@@ -331,10 +362,13 @@ impl<'a> Reader<'a> {
         self.array::<1>().map(|[byte]| byte)
     }
     fn version(&mut self) -> Result<(), Malformed> {
+        self.version_up_to(VERSION).map(drop)
+    }
+    fn version_up_to(&mut self, newest: u8) -> Result<u8, Malformed> {
         match self.byte()? {
-            VERSION => Ok(()),
             0 => Err(Malformed::Invalid("version 0")),
-            newer => Err(Malformed::Newer(newer)),
+            newer if newer > newest => Err(Malformed::Newer(newer)),
+            version => Ok(version),
         }
     }
     /// The shortest form only, so that equal results are equal bytes.
@@ -368,7 +402,10 @@ impl<'a> Reader<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use metricstream_shards::window::summary::Detail;
+    use metricstream_shards::window::{
+        state,
+        summary::{Detail, Summary},
+    };
 
     const Q: Detail = Detail::Quantiles;
     const PLAIN: Detail = Detail::Plain;
@@ -383,7 +420,19 @@ mod tests {
         out
     }
 
+    fn state_of(values: &[f64], detail: Detail) -> Vec<u8> {
+        let mut summary = Summary::new(detail);
+        values.iter().for_each(|&value| summary.add(value));
+        let mut out = Vec::new();
+        state::put(&summary, &mut out);
+        out
+    }
+
     fn sample(rule: Option<&str>) -> (Vec<u8>, Vec<WindowRecord>) {
+        sample_with(rule, false)
+    }
+
+    fn sample_with(rule: Option<&str>, with_state: bool) -> (Vec<u8>, Vec<WindowRecord>) {
         let mut encoder = AggregatesEncoder::default();
         encoder.begin(rule, 10, -20_000, 3);
         let mut expected = Vec::new();
@@ -410,7 +459,8 @@ mod tests {
                 revision,
                 flags,
             };
-            encoder.push(&record.key, revision, flags, series, &record.aggregates);
+            let state = if with_state { state_of(values, detail) } else { Vec::new() };
+            encoder.push(&record.key, revision, flags, series, &record.aggregates, &state);
             expected.push(record);
         }
         (encoder.bytes().to_vec(), expected)
@@ -430,11 +480,32 @@ mod tests {
     }
 
     #[test]
+    fn a_result_carries_its_state_where_that_says_more_than_the_result() {
+        for rule in [None, Some("r")] {
+            let (bytes, expected) = sample_with(rule, true);
+            assert_eq!(bytes[0], VERSION_WITH_STATE);
+            assert_eq!(decode(&bytes).expect("just written"), expected);
+            let mut states = Vec::new();
+            decode_aggregates(&bytes, &mut |view| states.push(view.state.map(|state| state.count())))
+                .expect("as above");
+            assert_eq!(states, [None, None, Some(4), None, None, Some(0), None], "equal values need none");
+        }
+        for (detail, of) in [(Q, Q), (Q, PLAIN), (PLAIN, Q)] {
+            let mut encoder = AggregatesEncoder::default();
+            encoder.begin(None, 10, 0, 0);
+            let result = aggregates(&[1.0, 2.0], detail);
+            encoder.push(b"c\xFFn", 0, Flags::default(), 1, &result, &state_of(&[1.0, 2.0, 3.0], of));
+            let other = decode(encoder.bytes());
+            assert_eq!(other, Err(Malformed::Invalid("a state is of other points")), "{detail:?} {of:?}");
+        }
+    }
+
+    #[test]
     fn the_layout_is_the_one_in_the_format_document() {
         let mut encoder = AggregatesEncoder::default();
         encoder.begin(Some("r"), 60, 120_000, 2);
-        encoder.push(b"c\xFFn", 1, Flags { unchecked: true, ..Flags::default() }, 5, &aggregates(&[2.0, 2.0], Q));
-        encoder.push(b"c\xFFo", 0, Flags::default(), 1, &aggregates(&[1.0, 3.0], PLAIN));
+        encoder.push(b"c\xFFn", 1, Flags { unchecked: true, ..Flags::default() }, 5, &aggregates(&[2.0, 2.0], Q), &[]);
+        encoder.push(b"c\xFFo", 0, Flags::default(), 1, &aggregates(&[1.0, 3.0], PLAIN), &[]);
         let mut expected = vec![1, 1, 1, 0, 60, 0, 0, 0];
         expected.extend(120_000i64.to_le_bytes());
         expected.extend([2, 0, 0, 0, 2, 0, 0, 0, b'r', 0, 3, b'c', 0xFF, b'n', 2 | 8, 1, 2, 5]);
@@ -463,8 +534,12 @@ mod tests {
     #[test]
     fn a_newer_version_is_refused_by_name() {
         let (mut bytes, _) = sample(None);
-        bytes[0] = 2;
-        assert_eq!(decode(&bytes), Err(Malformed::Newer(2)));
+        bytes[0] = 3;
+        assert_eq!(decode(&bytes), Err(Malformed::Newer(3)));
+        let mark = MarkRecord { era: 1, epoch: 2, m_ns: 3, floor_ns: -1 }.encode();
+        let mut newer = mark;
+        newer[0] = 2;
+        assert_eq!(MarkRecord::decode(&newer), Err(Malformed::Newer(2)));
     }
 
     #[test]
@@ -474,8 +549,8 @@ mod tests {
             seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             (seed >> 33) as usize % n
         };
-        for rule in [None, Some("rule")] {
-            let (bytes, _) = sample(rule);
+        for (rule, with_state) in [(None, false), (Some("rule"), false), (None, true)] {
+            let (bytes, _) = sample_with(rule, with_state);
             for length in 0..bytes.len() {
                 assert!(decode(&bytes[..length]).is_err(), "cut to {length}");
             }

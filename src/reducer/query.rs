@@ -283,6 +283,7 @@ mod tests {
                 era: 0,
                 revision: s.revision,
                 flags: Flags::default(),
+                state: None,
             });
         }
         query.finish()

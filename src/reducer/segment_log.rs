@@ -173,6 +173,7 @@ mod tests {
             per_series: true,
             rules: vec![],
             detail: Detail::Quantiles,
+            keep_state: false,
             memory_bytes_max: usize::MAX,
             shards: 1,
             rebuilds,

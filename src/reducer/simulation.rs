@@ -163,6 +163,7 @@ fn settings(shards: usize, rebuilds: usize, epoch: u64, memory_bytes_max: usize,
         per_series: true,
         rules: rules(),
         detail,
+        keep_state: true,
         memory_bytes_max,
         shards: shards as u16,
         rebuilds: rebuilds as u16,
@@ -622,7 +623,7 @@ fn bytes_of(latest: &BTreeMap<Place, WindowRecord>) -> Vec<u8> {
     let mut encoder = AggregatesEncoder::default();
     for r in latest.values() {
         encoder.begin(r.rule.as_deref(), r.window_s, r.start_ms, r.era);
-        encoder.push(&r.key, 0, r.flags, r.series, &r.aggregates);
+        encoder.push(&r.key, 0, r.flags, r.series, &r.aggregates, &[]);
         out.extend_from_slice(encoder.bytes());
     }
     out

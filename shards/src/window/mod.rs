@@ -13,6 +13,7 @@ pub mod partial;
 pub mod protocol;
 pub mod set;
 pub mod sketch;
+pub mod state;
 pub mod sum;
 pub mod summary;
 

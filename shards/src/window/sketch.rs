@@ -8,7 +8,7 @@
 //! Rank rule: for quantile q of n values, the value with index floor(q (n - 1)) when sorted, counted from 0, in
 //! integers; the result is the representative of its bin, clamped to [min, max] by the caller, who knows them.
 
-use super::{bins, prefetch::prefetch};
+use super::{bins, prefetch::prefetch, state::put_varint};
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Sketch {
@@ -80,6 +80,20 @@ impl Sketch {
         }
         let rank = rank - negatives;
         if rank < self.zeros { 0.0 } else { bins::representative(self.positive.bin_at(rank - self.zeros)) }
+    }
+
+    /// Zeros and bins as bytes (see `state`).
+    pub(super) fn put(&self, out: &mut Vec<u8>) {
+        put_varint(out, self.zeros);
+        for store in [&self.negative, &self.positive] {
+            put_varint(out, u64::from(store.used));
+            let mut before = 0;
+            for (bin, count) in store.iter() {
+                put_varint(out, u64::from(bin - before));
+                put_varint(out, count);
+                before = bin;
+            }
+        }
     }
 
     /// Empties it, keeping its memory.

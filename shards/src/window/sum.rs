@@ -70,6 +70,41 @@ impl ExactSum {
         self.add_scaled_integer(significand as i128, value_exponent);
     }
 
+    /// Adds `count` equal terms.
+    pub fn add_many(&mut self, value: f64, count: u64) {
+        let (significand, exponent) = take_apart(value);
+        // At most 53 + 64 bits.
+        self.add_scaled_integer(significand as i128 * count as i128, exponent);
+    }
+
+    /// Sign, magnitude without trailing zero bits (least limb first), and its exponent of two.
+    pub(super) fn parts(&self) -> (bool, [u64; LIMBS], i32) {
+        let (negative, mut limbs, exponent) = match &self.0 {
+            Form::Fixed { hi, lo, exponent } => {
+                let total = join(*hi, *lo);
+                let magnitude = total.unsigned_abs();
+                let mut limbs = [0; LIMBS];
+                limbs[..2].copy_from_slice(&[magnitude as u64, (magnitude >> 64) as u64]);
+                (total < 0, limbs, *exponent)
+            }
+            Form::Wide(wide) => {
+                let (negative, magnitude) = wide.magnitude();
+                (negative, magnitude, LEAST_EXPONENT)
+            }
+        };
+        let Some(first) = limbs.iter().position(|&limb| limb != 0) else { return (false, limbs, 0) };
+        let (whole, bits) = (first, limbs[first].trailing_zeros());
+        limbs.copy_within(whole.., 0);
+        limbs[LIMBS - whole..].fill(0);
+        if bits > 0 {
+            for at in 0..LIMBS {
+                let above = limbs.get(at + 1).copied().unwrap_or(0);
+                limbs[at] = limbs[at] >> bits | above << (64 - bits);
+            }
+        }
+        (negative, limbs, exponent + (whole * 64) as i32 + bits as i32)
+    }
+
     pub fn merge(&mut self, other: &ExactSum) {
         if let (Form::Fixed { hi, lo, exponent }, Form::Fixed { hi: its_hi, lo: its_lo, exponent: its }) =
             (&mut self.0, &other.0)
@@ -273,7 +308,7 @@ impl Wide {
         }
     }
 
-    fn to_f64(&self) -> f64 {
+    fn magnitude(&self) -> (bool, [u64; LIMBS]) {
         let negative = (self.limbs[LIMBS - 1] as i64) < 0;
         let mut magnitude = self.limbs;
         if negative {
@@ -284,6 +319,11 @@ impl Wide {
                 carry = over;
             }
         }
+        (negative, magnitude)
+    }
+
+    fn to_f64(&self) -> f64 {
+        let (negative, magnitude) = self.magnitude();
         let Some(top) = magnitude.iter().rposition(|&limb| limb != 0) else { return 0.0 };
         // Three limbs: at least 129 bits, folded to 128 with a sticky last bit; far more than the 54 that decide.
         let limb = |n: usize| magnitude.get(n).copied().unwrap_or(0);

@@ -151,6 +151,20 @@ impl Summary {
         self.unchecked |= other.unchecked;
     }
 
+    /// Adds `count` equal values.
+    pub fn add_many(&mut self, value: f64, count: u64) {
+        if count > 0 {
+            let value = value + 0.0; // -0 becomes +0
+            self.count += count;
+            self.sum.add_many(value, count);
+            self.min = self.min.min(value);
+            self.max = self.max.max(value);
+            if let Some(sketch) = &mut self.sketch {
+                sketch.add_many(value, count);
+            }
+        }
+    }
+
     /// Adds what a cell holds: longer windows from shorter ones, rules from series.
     pub fn add_cell(&mut self, cell: &Cell) {
         match cell.summary() {
@@ -161,6 +175,14 @@ impl Summary {
 
     pub fn count(&self) -> u64 {
         self.count
+    }
+
+    pub(super) fn sum(&self) -> &ExactSum {
+        &self.sum
+    }
+
+    pub(super) fn sketch(&self) -> Option<&Sketch> {
+        self.sketch.as_ref()
     }
 
     pub fn is_unchecked(&self) -> bool {

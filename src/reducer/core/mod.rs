@@ -55,6 +55,8 @@ pub struct Settings {
     pub rules: Vec<Rule>,
     /// The same as the shards fold with
     pub detail: Detail,
+    /// Whether results are logged with what they can be merged from elsewhere
+    pub keep_state: bool,
     /// Above this F rises, as far as M
     pub memory_bytes_max: usize,
     pub shards: u16,
@@ -120,6 +122,7 @@ pub struct ReducerCore {
     /// F that the logs' byte bound asks for
     wanted_floor_ns: i64,
     detail: Detail,
+    keep_state: bool,
     epoch: u64,
     era: u32,
     lengths: Vec<Length>,
@@ -143,6 +146,8 @@ pub struct ReducerCore {
     encoder: AggregatesEncoder,
     group: Option<(InstanceKey, Option<u32>)>,
     scratch: Summary,
+    /// State of the result at hand, when it is kept
+    state: Vec<u8>,
     last_mark_ns: i64,
     newest: BTreeMap<NewestKey, WindowRecord>,
     newest_pending: Vec<(NewestKey, WindowRecord)>,
@@ -215,6 +220,7 @@ impl ReducerCore {
             memory_bytes_max: settings.memory_bytes_max,
             wanted_floor_ns: BEFORE_ALL_NS,
             detail: settings.detail,
+            keep_state: settings.keep_state,
             epoch: settings.epoch,
             era: recovered.era,
             lengths,
@@ -234,6 +240,7 @@ impl ReducerCore {
             encoder: AggregatesEncoder::default(),
             group: None,
             scratch: Summary::new(settings.detail),
+            state: Vec::new(),
             last_mark_ns: recovered.m_ns,
             newest: BTreeMap::new(),
             newest_pending: Vec::new(),

@@ -48,7 +48,7 @@ impl ReducerCore {
         let mut lost = Vec::new();
         for (&key, instance) in &self.instances {
             for (&subject, last) in &instance.loaded {
-                let count = self.compute(key, subject, &mut scratch).map_or(0, |r| r.aggregates.count);
+                let count = self.compute(key, subject, &mut scratch, None).map_or(0, |r| r.aggregates.count);
                 // Once damaged, always: an equal count is then the count of what was left.
                 if count < last.aggregates.count || last.flags.damaged {
                     lost.push((key, subject, *last));

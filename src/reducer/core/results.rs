@@ -5,7 +5,10 @@ use super::super::{
     series::{Subject, Unpacked},
 };
 use super::{InstanceKey, LastResult, NS_PER_MS, ReducerCore, release};
-use metricstream_shards::window::summary::{Detail, Summary};
+use metricstream_shards::window::{
+    state,
+    summary::{Detail, Summary},
+};
 
 impl ReducerCore {
     pub(super) fn rule_of(&self, subject: Subject) -> Option<u32> {
@@ -18,8 +21,10 @@ impl ReducerCore {
     /// Puts one result into the open record, unless it says nothing new.
     pub(super) fn emit(&mut self, key: InstanceKey, subject: Subject, first: bool) {
         let mut scratch = std::mem::replace(&mut self.scratch, Summary::new(Detail::Plain));
-        let computed = self.compute(key, subject, &mut scratch);
-        self.scratch = scratch;
+        let mut state = std::mem::take(&mut self.state);
+        state.clear();
+        let computed = self.compute(key, subject, &mut scratch, self.keep_state.then_some(&mut state));
+        (self.scratch, self.state) = (scratch, state);
         let instance = self.instances.get_mut(&key).expect("a window is begun before its results");
         instance.changed.remove(&subject);
         let loaded = instance.loaded.remove(&subject);
@@ -28,9 +33,15 @@ impl ReducerCore {
         }
         let damaged = instance.damaged.get(&subject);
         let mut result = match (computed, damaged) {
-            // The larger count stays.
-            (Some(computed), Some(last)) if computed.aggregates.count < last.aggregates.count => *last,
-            (None, Some(last)) => *last,
+            // The larger count stays; of what state, only the log before the damage knew.
+            (Some(computed), Some(last)) if computed.aggregates.count < last.aggregates.count => {
+                self.state.clear();
+                *last
+            }
+            (None, Some(last)) => {
+                self.state.clear();
+                *last
+            }
             (Some(computed), _) => computed,
             (None, None) => return,
         };
@@ -83,7 +94,7 @@ impl ReducerCore {
             Unpacked::Series(series) => &self.series.key(series)[..],
             Unpacked::Target(target) => &self.series.target_at(target).key[..],
         };
-        self.encoder.push(series_key, revision, result.flags, result.series, &result.aggregates);
+        self.encoder.push(series_key, revision, result.flags, result.series, &result.aggregates, &self.state);
     }
 
     /// For scrapes: the newest window of each output, visible when the round is durable.
@@ -105,8 +116,14 @@ impl ReducerCore {
         self.newest_pending.push(((target.rule, window_s, target.key.clone()), record));
     }
 
-    /// The result as the cells say; `None` without points.
-    pub(super) fn compute(&self, key: InstanceKey, subject: Subject, scratch: &mut Summary) -> Option<LastResult> {
+    /// The result as the cells say; `None` without points. `state`: where what it can be merged from is to be put.
+    pub(super) fn compute(
+        &self,
+        key: InstanceKey,
+        subject: Subject,
+        scratch: &mut Summary,
+        state: Option<&mut Vec<u8>>,
+    ) -> Option<LastResult> {
         let last = |aggregates, series, unchecked| LastResult {
             aggregates,
             series,
@@ -117,6 +134,11 @@ impl ReducerCore {
         match subject.unpack() {
             Unpacked::Series(series) if key.length_ns == self.base_ns => {
                 let cell = windows().next()?.get(&series)?;
+                if let Some(state) = state.filter(|_| cell.count() > 1) {
+                    scratch.add_cell(cell);
+                    state::put(scratch, state);
+                    scratch.clear();
+                }
                 Some(last(cell.aggregates(self.detail)?, 1, cell.is_unchecked()))
             }
             Unpacked::Series(series) => {
@@ -126,6 +148,9 @@ impl ReducerCore {
                     unchecked |= cell.is_unchecked();
                 }
                 let aggregates = (scratch.count() > 0).then(|| scratch.aggregates()).flatten();
+                if let Some(state) = state.filter(|_| scratch.count() > 1) {
+                    state::put(scratch, state);
+                }
                 scratch.clear();
                 Some(last(aggregates?, 1, unchecked))
             }
@@ -140,6 +165,9 @@ impl ReducerCore {
                     reported += u64::from(scratch.count() > before);
                 }
                 let aggregates = (scratch.count() > 0).then(|| scratch.aggregates()).flatten();
+                if let Some(state) = state.filter(|_| scratch.count() > 1) {
+                    state::put(scratch, state);
+                }
                 scratch.clear();
                 Some(last(aggregates?, reported, unchecked))
             }

@@ -1,0 +1,52 @@
+//! Dead letters of a Kafka sink, sent once more, one record a request, under the ids they had.
+
+use std::time::{Duration, Instant};
+
+use rdkafka::message::{Header, OwnedHeaders};
+
+use super::flight::{Mode, Ticket};
+use super::producer::{NotTaken, Producer, Reports};
+use super::settings::Settings;
+use crate::forward::dead_letter::Entry;
+
+/// For all of them without any report.
+const SILENCE_MAX: Duration = Duration::from_secs(30);
+
+/// Answers how many were taken, and those that are refused again, with the new reason. An error is a Kafka that does not
+/// answer: nothing is known then.
+pub fn send_again(settings: &Settings, sink: &str, entries: Vec<Entry>) -> Result<(u64, Vec<Entry>), String> {
+    let producer = Producer::new(&settings.client_now()?, sink, Mode::Singly).map_err(|error| error.to_string())?;
+    let (mut sent, mut refused) = (0, Vec::new());
+    for mut entry in entries {
+        let id = Header { key: "id", value: Some(entry.id.as_bytes()) };
+        let headers = OwnedHeaders::new().insert(id);
+        let key = entry.key.as_deref().unwrap_or("").as_bytes();
+        match producer.send(&entry.target, key, entry.body.as_bytes(), headers, Ticket::from_bits(0)) {
+            Ok(()) => {}
+            Err((NotTaken::Full, _)) => unreachable!("one record at a time"),
+            Err((NotTaken::Failed(code), _)) => {
+                entry.reason = code.to_string();
+                refused.push(entry);
+                continue;
+            }
+        }
+        let begun = Instant::now();
+        let mut reports = Reports::default();
+        while reports.is_empty() {
+            if begun.elapsed() > SILENCE_MAX {
+                producer.purge();
+                return Err(format!("Kafka has not answered within {} s", SILENCE_MAX.as_secs()));
+            }
+            reports.clear();
+            producer.poll(Duration::from_millis(100), &mut reports);
+        }
+        match reports.failed.first() {
+            None => sent += 1,
+            Some(failed) => {
+                entry.reason = failed.code.to_string();
+                refused.push(entry);
+            }
+        }
+    }
+    Ok((sent, refused))
+}

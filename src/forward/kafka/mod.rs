@@ -1,0 +1,338 @@
+//! The Kafka sink: a record a point, through an idempotent producer, acknowledged by all in-sync replicas.
+//!
+//! Promises, as a consumer sees them that keeps the first of equal `id` headers:
+//! - every point of a settled unit is there, or in the dead letters with Kafka's reason;
+//! - records of one key are in the order of the log, through retries, new producers and restarts of either side (as long
+//!   as the topic keeps its number of partitions);
+//! - a record's `id` is the same each time it is sent.
+//!
+//! [`flight`] decides, [`render`] writes, [`producer`] is librdkafka. Memory: what is on its way is bounded by
+//! `in_flight_bytes_max`, give or take one unit.
+
+mod again;
+mod flight;
+mod json;
+mod letters;
+mod producer;
+mod render;
+pub mod settings;
+pub mod topic;
+
+#[cfg(test)]
+mod mock_tests;
+
+use std::time::{Duration, Instant};
+
+use rdkafka::types::RDKafkaErrorCode as Code;
+
+use super::share::log_name;
+use super::sink::{Report, Settled, Sink, SinkFailed};
+use super::unit::{Item, Unit};
+pub use again::send_again;
+use flight::{Blame, Failed, Flight, Trouble};
+pub use letters::LetterBox;
+use producer::{NotTaken, Producer, Reports};
+pub use render::KeyBy;
+use render::Renderer;
+pub use settings::Settings;
+
+/// How soon reports are looked at while records are on their way.
+const LOOK_EVERY: Duration = Duration::from_millis(2);
+/// How long a unit may wait for room in librdkafka's queue, which is far larger than what is let in.
+const ROOM_WITHIN: Duration = Duration::from_millis(500);
+/// One turn takes at most this many batches of reports in.
+const REPORTS_A_TURN: usize = 256;
+
+/// A record that Kafka refused for good.
+pub struct Letter {
+    /// As in the record's header
+    pub id: String,
+    pub topic: String,
+    pub reason: String,
+    pub key: Vec<u8>,
+    pub value: Vec<u8>,
+}
+
+/// Where refused records are kept. When `Ok` comes back they are on stable storage.
+pub trait SetAside: Send {
+    fn set_aside(&mut self, letters: Vec<Letter>) -> std::io::Result<()>;
+}
+
+pub struct KafkaSink {
+    name: String,
+    settings: Settings,
+    renderer: Renderer,
+    aside: Box<dyn SetAside>,
+    flight: Flight,
+    producer: Option<Producer>,
+    /// Each unit on its way with its bytes
+    bytes: std::collections::VecDeque<(u64, usize)>,
+    bytes_in_flight: usize,
+    /// The topic that the trouble is about
+    trouble_topic: String,
+    reports: Reports,
+}
+
+impl KafkaSink {
+    pub fn new(name: &str, node_id: u128, settings: Settings, aside: Box<dyn SetAside>) -> KafkaSink {
+        KafkaSink {
+            name: name.to_owned(),
+            renderer: Renderer::new(
+                node_id,
+                settings.key_by,
+                settings.topic_raw.clone(),
+                settings.topic_aggregates.clone(),
+            ),
+            flight: Flight::new(settings.batch_bytes_max),
+            settings,
+            aside,
+            producer: None,
+            bytes: std::collections::VecDeque::new(),
+            bytes_in_flight: 0,
+            trouble_topic: String::new(),
+            reports: Reports::default(),
+        }
+    }
+
+    fn hand_over(&mut self, unit: &mut Unit<'_>) -> Result<(), SinkFailed> {
+        if self.flight.wants_new_producer() {
+            self.end_producer();
+            self.flight.end_singly();
+        }
+        if self.producer.is_none() {
+            let made = self.settings.client_now().and_then(|client| {
+                let made = Producer::new(&client, &self.name, self.flight.mode());
+                made.map_err(|error| format!("the Kafka client cannot be made: {error}; see the sink's properties"))
+            });
+            self.producer = Some(made.map_err(|message| SinkFailed { message, held: true, retry_after: None })?);
+        }
+        let producer = self.producer.as_ref().expect("made above");
+        let (flight, renderer) = (&mut self.flight, &mut self.renderer);
+        let (log, log_id, segment_id) = (log_name(unit.log_id), unit.log_id, unit.segment_id);
+        let (mut bytes, mut letters) = (0, Vec::new());
+        flight.begin(unit.id, log_id, unit.first_point);
+        let shown = unit.for_each(|item| {
+            let (number, record) = match &item {
+                Item::Point(point) => (point.number, renderer.point((&log, log_id, segment_id), point)),
+                Item::Window(window) => (window.number, renderer.window(&log, window)),
+            };
+            let ticket = flight.ticket(number);
+            let mut headers = record.headers();
+            let mut full_since: Option<Instant> = None;
+            loop {
+                match producer.send(record.topic, record.key, record.value, headers, ticket) {
+                    Ok(()) => {
+                        bytes += record.bytes();
+                        flight.sent();
+                        return Ok(());
+                    }
+                    Err((NotTaken::Full, given_back))
+                        if full_since.get_or_insert_with(Instant::now).elapsed() < ROOM_WITHIN =>
+                    {
+                        // Reports make room; they are taken in at the next turn.
+                        producer.wait(LOOK_EVERY);
+                        headers = given_back;
+                    }
+                    Err((NotTaken::Failed(Code::MessageSizeTooLarge), _)) => {
+                        flight.refused_at_once();
+                        letters.push(Letter {
+                            id: String::from_utf8_lossy(record.id).into_owned(),
+                            topic: record.topic.to_owned(),
+                            reason: "the record is larger than this sink sends (32 MiB)".to_owned(),
+                            key: record.key.to_vec(),
+                            value: record.value.to_vec(),
+                        });
+                        return Ok(());
+                    }
+                    Err((NotTaken::Full, _)) => return Err((Code::QueueFull, String::new())),
+                    Err((NotTaken::Failed(code), _)) => return Err((code, record.topic.to_owned())),
+                }
+            }
+        });
+        self.bytes.push_back((unit.id, bytes));
+        self.bytes_in_flight += bytes;
+        match shown {
+            Ok(()) => {}
+            Err((Code::QueueFull, _)) => return Err(SinkFailed::retry("the Kafka client's queue is full")),
+            Err((Code::Fatal, _)) => {
+                // What has made it fatal stands in the reports.
+                self.take_reports(Duration::from_millis(50))?;
+                let trouble = self.flight.trouble().cloned();
+                let trouble = trouble.unwrap_or(Trouble { blame: Blame::Producer, code: Code::Fatal, records: 0 });
+                return Err(self.failure(&trouble));
+            }
+            Err((code, topic)) => {
+                self.trouble_topic = topic;
+                return Err(self.failure(&Trouble { blame: flight::blame(code), code, records: 1 }));
+            }
+        }
+        self.put_aside(letters)?;
+        self.flight.end();
+        Ok(())
+    }
+
+    /// Takes in what the delivery reports say: for at least `wait`, if nothing comes sooner.
+    fn take_reports(&mut self, wait: Duration) -> Result<(), SinkFailed> {
+        let Some(producer) = &self.producer else { return Ok(()) };
+        let mut wait = wait;
+        let mut refused = Vec::new();
+        for _ in 0..REPORTS_A_TURN {
+            self.reports.clear();
+            producer.poll(wait, &mut self.reports);
+            if self.reports.is_empty() {
+                break;
+            }
+            wait = Duration::ZERO;
+            let flight = &mut self.flight;
+            self.reports.singly.iter().for_each(|&ticket| flight.settled_singly(ticket));
+            self.reports.delivered.iter().for_each(|&(unit, records)| flight.delivered(unit, records));
+            for record in self.reports.failed.drain(..) {
+                let had = flight.trouble().cloned();
+                match flight.failed(record.ticket, record.code, record.bytes) {
+                    Failed::DeadLetter => refused.push(record),
+                    Failed::Noted => {
+                        if flight.trouble().map(|t| t.code) != had.map(|t| t.code) {
+                            self.trouble_topic = record.topic;
+                        }
+                    }
+                }
+            }
+        }
+        let tickets: Vec<_> = refused.iter().map(|record| record.ticket).collect();
+        let letters = refused.into_iter().map(|record| Letter {
+            id: record.id,
+            topic: record.topic,
+            reason: format!("Kafka does not take it: {}", words(record.code)),
+            key: record.key,
+            value: record.value,
+        });
+        self.put_aside(letters.collect())?;
+        tickets.into_iter().for_each(|ticket| self.flight.dead_lettered(ticket));
+        Ok(())
+    }
+
+    fn put_aside(&mut self, letters: Vec<Letter>) -> Result<(), SinkFailed> {
+        if letters.is_empty() {
+            return Ok(());
+        }
+        let records = letters.len();
+        tracing::warn!(
+            cause = "kafka_dead_letter",
+            sink = %self.name,
+            topic = %letters[0].topic,
+            records,
+            "records are set aside as dead letters: {}",
+            letters[0].reason
+        );
+        self.aside.set_aside(letters).map_err(|error| {
+            SinkFailed::retry(format!("{records} refused records cannot be written to the dead letters: {error}"))
+        })
+    }
+
+    fn settle(&mut self, report: &mut Report) {
+        let KafkaSink { flight, bytes, bytes_in_flight, .. } = self;
+        flight.take_settled(|id, outcome| {
+            while let Some(&(unit, size)) = bytes.front()
+                && unit <= id
+            {
+                *bytes_in_flight -= size;
+                bytes.pop_front();
+            }
+            if outcome.delivered + outcome.dead_lettered > 0 {
+                let settled =
+                    Settled { delivered: outcome.delivered, refused: 0, dead_lettered: outcome.dead_lettered };
+                report.settled.push((id, settled));
+            }
+        });
+    }
+
+    fn failure(&self, trouble: &Trouble) -> SinkFailed {
+        let (topic, said) = (&self.trouble_topic, words(trouble.code));
+        let message = match trouble.blame {
+            Blame::TooLarge | Blame::Record => format!(
+                "Kafka refuses a batch of {} records for the topic {topic} ({said}); they are sent one by one",
+                trouble.records
+            ),
+            Blame::Operator if matches!(trouble.code, Code::UnknownTopic | Code::UnknownTopicOrPartition) => format!(
+                "Kafka has no topic {topic}, or does not show it to this client; create it or correct the sink's topic"
+            ),
+            Blame::Operator => format!("Kafka refuses this client at the topic {topic}: {said}; an operator must help"),
+            Blame::Producer => format!("{} records are not known to be in Kafka: {said}", trouble.records),
+        };
+        let retry_after = matches!(trouble.blame, Blame::TooLarge | Blame::Record).then_some(Duration::ZERO);
+        SinkFailed { message, held: trouble.blame == Blame::Operator, retry_after }
+    }
+
+    /// What is on its way is given up; the thread that ends librdkafka's own is not waited for.
+    fn end_producer(&mut self) {
+        let Some(producer) = self.producer.take() else { return };
+        producer.purge();
+        let ended = std::thread::Builder::new().name("ms-kafka-end".to_owned()).spawn(move || drop(producer));
+        if let Err(error) = ended {
+            // The closure, and the producer with it, was dropped here: slower, and just as good.
+            tracing::debug!(%error, "no thread to end a Kafka producer");
+        }
+    }
+}
+
+/// librdkafka's sentence for a code.
+fn words(code: Code) -> String {
+    code.to_string()
+}
+
+impl Sink for KafkaSink {
+    fn has_room(&self) -> bool {
+        let room = self.bytes_in_flight < self.settings.in_flight_bytes_max && self.flight.trouble().is_none();
+        // Singly, one unit at a time: then the mode ends as soon as it may.
+        room && (self.flight.is_empty() || !self.flight.is_singly())
+    }
+
+    fn send(&mut self, unit: &mut Unit<'_>, _: Instant) -> Result<(), SinkFailed> {
+        self.hand_over(unit)
+    }
+
+    fn turn(&mut self, _: Instant, report: &mut Report) -> Result<(), SinkFailed> {
+        let taken = self.take_reports(Duration::ZERO);
+        self.settle(report);
+        taken?;
+        match self.flight.trouble().cloned() {
+            Some(trouble) => Err(self.failure(&trouble)),
+            None => Ok(()),
+        }
+    }
+
+    fn next_turn(&self, now: Instant) -> Option<Instant> {
+        // Without anything on its way, librdkafka still has errors to tell.
+        let every = if self.flight.is_empty() { 250 * LOOK_EVERY } else { LOOK_EVERY };
+        self.producer.is_some().then(|| now + every)
+    }
+
+    fn finish(&mut self, deadline: Instant, report: &mut Report) -> Result<(), SinkFailed> {
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let taken = self.take_reports(left.min(5 * LOOK_EVERY));
+            self.settle(report);
+            taken?;
+            if let Some(trouble) = self.flight.trouble().cloned() {
+                return Err(self.failure(&trouble));
+            }
+            if self.flight.is_empty() {
+                return Ok(());
+            }
+            if left.is_zero() {
+                return Err(SinkFailed::retry(format!(
+                    "{} records were not acknowledged in time",
+                    self.flight.records()
+                )));
+            }
+        }
+    }
+
+    fn reset(&mut self) {
+        self.end_producer();
+        self.flight.reset();
+        self.bytes.clear();
+        self.bytes_in_flight = 0;
+        self.reports.clear();
+    }
+}

@@ -1,0 +1,207 @@
+//! librdkafka's producer, as much of it as the sink needs: take a record, say later what became of it.
+//!
+//! `acks=all`, idempotent, never giving a record up for its age. Reports are gathered in [`Producer::poll`], on the caller's
+//! thread; nothing here waits, except [`Producer::new`] and dropping (for librdkafka's own threads, some milliseconds).
+
+use std::sync::Mutex;
+use std::time::Duration;
+
+use rdkafka::ClientConfig;
+use rdkafka::client::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::error::{KafkaError, KafkaResult};
+use rdkafka::message::{DeliveryResult, Headers, Message, OwnedHeaders};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _, ProducerContext, PurgeConfig};
+use rdkafka::types::RDKafkaErrorCode as Code;
+
+use super::flight::{Mode, Ticket};
+
+/// What the delivery reports said since they were last taken.
+#[derive(Default)]
+pub struct Reports {
+    /// By unit, in the order of the reports
+    pub delivered: Vec<(u16, u64)>,
+    /// The same one by one, when records go singly
+    pub singly: Vec<Ticket>,
+    pub failed: Vec<FailedRecord>,
+}
+
+/// A record that did not get there, as librdkafka hands it back.
+pub struct FailedRecord {
+    pub ticket: Ticket,
+    pub code: Code,
+    pub topic: String,
+    /// As in its header
+    pub id: String,
+    /// Of key and value
+    pub bytes: usize,
+    pub key: Vec<u8>,
+    pub value: Vec<u8>,
+}
+
+impl Reports {
+    pub fn is_empty(&self) -> bool {
+        self.delivered.is_empty() && self.failed.is_empty()
+    }
+    pub fn clear(&mut self) {
+        self.delivered.clear();
+        self.singly.clear();
+        self.failed.clear();
+    }
+}
+
+struct Context {
+    sink: String,
+    singly: bool,
+    reports: Mutex<Reports>,
+}
+
+impl ClientContext for Context {
+    fn log(&self, level: RDKafkaLogLevel, fac: &str, message: &str) {
+        // Whatever stops delivery is said by the sink, in its own words; librdkafka's help to find out why.
+        match level {
+            // That enable.gapless.guarantee is experimental: known, and its effect is tested.
+            _ if fac == "CONFWARN" => tracing::debug!(sink = %self.sink, "librdkafka: {fac}: {message}"),
+            RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical => {
+                tracing::error!(sink = %self.sink, "librdkafka: {fac}: {message}");
+            }
+            RDKafkaLogLevel::Error | RDKafkaLogLevel::Warning => {
+                tracing::warn!(sink = %self.sink, "librdkafka: {fac}: {message}");
+            }
+            _ => tracing::debug!(sink = %self.sink, "librdkafka: {fac}: {message}"),
+        }
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        tracing::warn!(sink = %self.sink, "Kafka cannot be reached, records wait in the log: {error}: {reason}");
+    }
+}
+
+impl ProducerContext for Context {
+    type DeliveryOpaque = usize;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, opaque: usize) {
+        let ticket = Ticket::from_bits(opaque);
+        let mut reports = self.reports.lock().expect("nobody panics with the reports in hand");
+        match result {
+            Ok(_) => {
+                match reports.delivered.last_mut() {
+                    Some((unit, records)) if *unit == ticket.unit() => *records += 1,
+                    _ => reports.delivered.push((ticket.unit(), 1)),
+                }
+                if self.singly {
+                    reports.singly.push(ticket);
+                }
+            }
+            Err((error, message)) => {
+                let key = message.key().unwrap_or(&[]);
+                let value = message.payload().unwrap_or(&[]);
+                let code = error.rdkafka_error_code().unwrap_or(Code::Fail);
+                // Their contents are wanted only when they are set aside, which is in this mode.
+                let keep = |bytes: &[u8]| if self.singly { bytes.to_vec() } else { Vec::new() };
+                let id = message.headers().and_then(|headers| {
+                    let header = headers.iter().find(|header| header.key == "id")?;
+                    Some(String::from_utf8_lossy(header.value?).into_owned())
+                });
+                reports.failed.push(FailedRecord {
+                    id: id.unwrap_or_default(),
+                    ticket,
+                    code,
+                    topic: message.topic().to_owned(),
+                    bytes: key.len() + value.len(),
+                    key: keep(key),
+                    value: keep(value),
+                });
+            }
+        }
+    }
+}
+
+/// librdkafka did not take a record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotTaken {
+    /// Its queue is full: poll, and try again
+    Full,
+    Failed(Code),
+}
+
+pub struct Producer {
+    inner: BaseProducer<Context>,
+}
+
+impl Producer {
+    /// `base`: how to reach Kafka and what the operator chose. Connects in the background: brokers that are away are no
+    /// error here.
+    pub fn new(base: &ClientConfig, sink: &str, mode: Mode) -> KafkaResult<Producer> {
+        let mut config = base.clone();
+        must_be(&mut config);
+        match mode {
+            Mode::Batches { bytes_max } => {
+                config.set("enable.gapless.guarantee", "true").set("batch.size", bytes_max.to_string());
+            }
+            Mode::Singly => {
+                config.set("enable.gapless.guarantee", "false").set("batch.num.messages", "1").set("linger.ms", "0");
+            }
+        }
+        let context = Context { sink: sink.to_owned(), singly: mode == Mode::Singly, reports: Mutex::default() };
+        Ok(Producer { inner: config.create_with_context(context)? })
+    }
+
+    /// Copies the record into librdkafka's queue.
+    #[inline]
+    pub fn send(
+        &self,
+        topic: &str,
+        key: &[u8],
+        value: &[u8],
+        headers: OwnedHeaders,
+        ticket: Ticket,
+    ) -> Result<(), (NotTaken, OwnedHeaders)> {
+        let record = BaseRecord::with_opaque_to(topic, ticket.to_bits()).key(key).payload(value).headers(headers);
+        self.inner.send(record).map_err(|(error, record)| {
+            let headers = record.headers.expect("given back as it was");
+            match error.rdkafka_error_code() {
+                Some(Code::QueueFull) => (NotTaken::Full, headers),
+                code => (NotTaken::Failed(code.unwrap_or(Code::Fail)), headers),
+            }
+        })
+    }
+
+    /// Swaps what the reports said so far with `reports`, which comes empty.
+    pub fn poll(&self, wait: Duration, reports: &mut Reports) {
+        self.inner.poll(wait);
+        let mut gathered = self.inner.context().reports.lock().expect("nobody panics with the reports in hand");
+        std::mem::swap(&mut *gathered, reports);
+    }
+
+    /// Lets reports come in, without handing them out.
+    pub fn wait(&self, wait: Duration) {
+        self.inner.poll(wait);
+    }
+
+    /// Gives up what is on its way; the reports say so.
+    pub fn purge(&self) {
+        self.inner.purge(PurgeConfig::default().queue().inflight());
+    }
+}
+
+/// What delivery and order depend on, whatever else is configured.
+pub const FIXED: &[(&str, &str)] = &[
+    ("acks", "all"),
+    ("enable.idempotence", "true"),
+    // No record is given up because it is old.
+    ("message.timeout.ms", "0"),
+    // As Java clients do, so that a key is in the same partition whoever sends it.
+    ("partitioner", "murmur2_random"),
+    // The sink bounds what is on its way itself, by records and bytes.
+    ("queue.buffering.max.messages", "10000000"),
+    ("queue.buffering.max.kbytes", "2097151"),
+    // The topic's own bound decides; this one is far above what a point can be.
+    ("message.max.bytes", "33554432"),
+];
+
+fn must_be(config: &mut ClientConfig) {
+    for (name, value) in FIXED {
+        config.set(*name, *value);
+    }
+}

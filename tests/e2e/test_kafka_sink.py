@@ -1,0 +1,390 @@
+"""The Kafka sink against real Kafka: every acknowledged point is there, once by id, in order, through kills of either side.
+
+What a consumer sees is read with kcat. Points are (client, series, sequence number), so each can be told from all others.
+"""
+
+import json
+import random
+import threading
+import time
+from collections import defaultdict
+from fractions import Fraction
+from pathlib import Path
+
+import jsonschema
+import pytest
+import requests
+
+from support import oracle
+from support.kafka import Kafka, first_of_each_id
+from support.server import ROOT, eventually
+
+SCHEMAS = ROOT / "src" / "forward" / "kafka" / "schema"
+RAW, AGGREGATED = "metrics-raw", "metrics-aggregated"
+
+
+@pytest.fixture(scope="module")
+def kafka(tmp_path_factory):
+    with Kafka(tmp_path_factory.mktemp("kafka") / "k") as kafka:
+        yield kafka
+
+
+@pytest.fixture
+def topics(kafka):
+    """Fresh topics; tests name theirs by what they get."""
+    suffix = f"{time.time_ns() % 10**10}"
+    raw, aggregated = f"raw-{suffix}", f"agg-{suffix}"
+    kafka.create_topic(raw)
+    kafka.create_topic(aggregated)
+    return raw, aggregated
+
+
+def sink(kafka, topics, **more):
+    raw, aggregated = topics
+    return {"name": "kafka", "type": "kafka", "brokers": kafka.brokers, "topic": raw, "topic_aggregates": aggregated,
+            "retry_every_max": "1 s"} | more
+
+
+def schema(name):
+    return jsonschema.Draft202012Validator(json.loads((SCHEMAS / f"{name}.json").read_text()))
+
+
+def start(make_server, kafka, topics, name="server", shards=2, log=None, windows=None, **more):
+    """A server with two shards, as many tokens as there are senders, and the sink."""
+    clients = [{"name": f"client-{n}", "token": f"token-{n}-0123456789"} for n in range(8)]
+    return make_server(name, node={"shards": shards}, sink=[sink(kafka, topics, **more)],
+                       client=clients, **({"log": log} if log else {}), **({"windows": windows} if windows else {}))
+
+
+class Sender(threading.Thread):
+    """One client on one connection: batches of points with rising numbers in a few series, each sent again until it is
+    acknowledged (the same points under the same timestamps)."""
+
+    def __init__(self, server, number, batches, points, pause_s=0.0, series=3):
+        super().__init__(daemon=True)
+        self.server, self.number, self.batches, self.points = server, number, batches, points
+        self.pause_s, self.series = pause_s, series
+        self.base_ms = int(time.time() * 1000) - 5000
+        self.sent = 0
+        self.retried = False
+        self.stop = False
+
+    def run(self):
+        session = requests.Session()
+        session.trust_env = False
+        headers = {"Authorization": f"Bearer token-{self.number}-0123456789", "X-Request-Id": f"req-{self.number}",
+                   "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}
+        for _ in range(self.batches):
+            if self.stop:
+                break
+            numbers = range(self.sent, self.sent + self.points)
+            body = json.dumps({"metrics": [self.point(n) for n in numbers]})
+            while not self.stop:
+                try:
+                    answer = session.post(self.server.url("/metrics"), data=body, headers=headers, timeout=10)
+                    if answer.status_code == 200:
+                        self.sent += self.points
+                        break
+                    self.retried = True
+                except requests.RequestException:
+                    self.retried = True
+                time.sleep(0.05)
+            time.sleep(self.pause_s)
+
+    def series_of(self, n):
+        return f"load.{n % self.series}"
+
+    def point(self, n):
+        return {"name": self.series_of(n), "value": self.value(n), "timestamp": self.base_ms + n,
+                "tags": {"host": f"h{self.number}", "quote\"d": "a\\b, c=d"}}
+
+    def value(self, n):
+        return n + 0.25
+
+
+def check_points(records, senders):
+    """Each acknowledged point is there with its value; ids and identities tell repeats; order is that of sending."""
+    found = defaultdict(list)
+    for record in first_of_each_id(records):
+        value = record.value
+        found[value["client_id"]].append((value["timestamp"], value["name"], value["value"], value["tags"], record))
+    for sender in senders:
+        mine = found.pop(f"client-{sender.number}", [])
+        seen, in_log, last = {}, set(), defaultdict(lambda: -1)
+        for timestamp, name, value, tags, record in mine:
+            n = timestamp - sender.base_ms
+            assert tags == sender.point(n)["tags"] and name == sender.series_of(n) and value == sender.value(n), record
+            identity = record.headers["point"]
+            # The client sends one request after the other: the points of a connection come in their order, series by
+            # series. A new connection may be another shard's, whose log goes out beside the first one's.
+            log = record.id.split("-")[1]
+            if (log, n) not in in_log:
+                assert n > last[log, name], f"client {sender.number}: {name} {n} after {last[log, name]}"
+                in_log.add((log, n))
+                last[log, name] = n
+            if n in seen:
+                assert sender.retried, f"point {n} came under two ids, and its client had not sent it twice"
+                assert seen[n] == identity, "a repeat has the same identity"
+                continue
+            seen[n] = identity
+        missing = set(range(sender.sent)) - seen.keys()
+        assert not missing, f"client {sender.number}: {len(missing)} acknowledged points are missing: {sorted(missing)[:5]}"
+        assert len(set(seen.values())) == len(seen), "different points have different identities"
+    assert not found, f"points nobody sent: {found.keys()}"
+
+
+def acknowledged(senders):
+    return sum(sender.sent for sender in senders)
+
+
+def wait_delivered(server, kafka, topic, senders, timeout_s):
+    def points():
+        return len({r.headers["point"] for r in kafka.read(topic)}) >= acknowledged(senders)
+    eventually(points, timeout_s, lambda: f"{acknowledged(senders)} points in {topic}; {server.log_tail(15)}", every_s=1)
+    return kafka.read(topic)
+
+
+def test_every_point_arrives_once_by_id_and_in_order(make_server, kafka, topics, long):
+    server = start(make_server, kafka, topics, windows={"lateness": "1 s"}).start()
+    senders = [Sender(server, n, 100 if long else 40, 250) for n in range(8)]
+    [sender.start() for sender in senders]
+    [sender.join() for sender in senders]
+    records = wait_delivered(server, kafka, topics[0], senders, 60)
+    check_points(records, senders)
+    assert not any(sender.retried for sender in senders)
+    assert len({r.id for r in records}) == acknowledged(senders)
+    # Keys: by client, so that one client is in one partition.
+    partitions = defaultdict(set)
+    for record in records:
+        assert record.key == record.value["client_id"]
+        partitions[record.key].add(record.partition)
+        assert record.headers["request_id"] and record.headers["traceparent"].startswith("00-0af7651916cd43dd")
+    assert all(len(found) == 1 for found in partitions.values())
+    validator = schema(RAW)
+    for record in random.Random(1).sample(records, 500):
+        validator.validate(record.value)
+
+
+def test_windows_arrive_with_what_they_can_be_merged_from(make_server, kafka, topics):
+    """Two appliances, one Kafka: a consumer merges their partial windows, and finds what one place would have computed."""
+    rng = random.Random(7)
+    servers = [start(make_server, kafka, topics, name=f"node-{n}", windows={"lateness": "0 s"}).start() for n in range(2)]
+    # One client, so that both nodes have windows of the same series; values whose sum depends on the order of adding.
+    start_ms = int(time.time() * 1000) // 10_000 * 10_000 - 10_000
+    values = defaultdict(list)
+    for n, server in enumerate(servers):
+        points = []
+        for i in range(400):
+            name = f"merge.{i % 5}"
+            value = rng.choice([rng.uniform(-50, 200), 0.1, 1e16, -1e16, 0.0, 7.0])
+            values[name].append(value)
+            # Distinct times on both nodes.
+            points.append({"name": name, "value": value, "timestamp": start_ms + (2 * i + n) * 12})
+        answer = server.post("/metrics", json.dumps({"metrics": points}),
+                             {"Authorization": "Bearer token-0-0123456789"})
+        assert answer.json()["accepted"] == 400, answer.text
+
+    def whole():
+        # Of each node and window, the greatest (era, revision) is what it says.
+        newest = {}
+        for record in kafka.read(topics[1]):
+            value = record.value
+            if value["window_s"] != 10 or value["start_ms"] != start_ms or not value["name"].startswith("merge."):
+                continue
+            of = (record.id.split("-")[0], value["name"])
+            if of not in newest or (newest[of]["era"], newest[of]["revision"]) <= (value["era"], value["revision"]):
+                newest[of] = value
+        return newest if sum(v["count"] for v in newest.values()) == 800 else None
+    newest = eventually(whole, 60, lambda: f"all windows\n{servers[0].log_tail(10)}", every_s=1)
+    validator = schema(AGGREGATED)
+    for record in kafka.read(topics[1]):
+        validator.validate(record.value)
+        assert record.value["state"] is not None
+    assert len({node for node, _ in newest}) == 2 and len(newest) == 10
+    for name, expected in values.items():
+        parts = [value for (_, of), value in newest.items() if of == name]
+        count, exact, zeros, positive, negative = 0, Fraction(0), 0, defaultdict(int), defaultdict(int)
+        for part in parts:
+            state = part["state"]
+            count += part["count"]
+            mantissa, exponent = state["sum"]
+            exact += Fraction(int(mantissa)) * Fraction(2) ** exponent
+            zeros += state["zeros"]
+            for bins, found in ((positive, state["positive"]), (negative, state["negative"])):
+                for at, n in found:
+                    bins[at] += n
+        assert count == len(expected) == zeros + sum(positive.values()) + sum(negative.values())
+        assert exact == sum(map(Fraction, expected)), "not a bit of the sum is lost"
+        assert min(p["min"] for p in parts) == min(expected) and max(p["max"] for p in parts) == max(expected)
+        want = oracle.summary(expected)
+        low, high = min(expected), max(expected)
+        for field, permille in oracle.QUANTILES_PERMILLE.items():
+            got = min(max(quantile(permille, negative, zeros, positive), low), high)
+            assert abs(got - want[field]) <= 0.01 * abs(want[field]) * (1 + 1e-9), (name, field, got, want[field])
+
+
+def quantile(permille, negative, zeros, positive):
+    """By the rank rule of the schema's description."""
+    ordered = [(-bin_value(at), n) for at, n in sorted(negative.items(), reverse=True)]
+    ordered += [(0.0, zeros)] + [(bin_value(at), n) for at, n in sorted(positive.items())]
+    rank = permille * (sum(n for _, n in ordered) - 1) // 1000
+    for value, n in ordered:
+        if rank < n:
+            return value
+        rank -= n
+
+
+def bin_value(at):
+    if at < 8192:
+        return at * 2.0 ** -1074
+    return 2.0 ** ((at - 8192) / 35 - 1061) * 1.009901778953003
+
+
+def run_kills(server, kafka, topics, kills, kill, pause_s=0.2):
+    senders = [Sender(server, n, 10**9, 100, pause_s=0.03) for n in range(4)]
+    [sender.start() for sender in senders]
+    for _ in range(kills):
+        time.sleep(pause_s + random.random())
+        before = acknowledged(senders)
+        kill()
+        eventually(lambda before=before: acknowledged(senders) > before, 30, "points go on being acknowledged")
+    for sender in senders:
+        sender.stop = True
+    [sender.join() for sender in senders]
+    for sender in senders:
+        # The last batch may have been acknowledged without the client knowing.
+        assert sender.sent > 0
+    records = wait_delivered(server, kafka, topics[0], senders, 180)
+    return senders, records
+
+
+def check_with_unknown(records, senders):
+    """As `check_points`, but the batch under way at the end may be there or not."""
+    by_client = {f"client-{s.number}": s for s in senders}
+    known = [r for r in records
+             if r.value["timestamp"] - by_client[r.value["client_id"]].base_ms < by_client[r.value["client_id"]].sent]
+    check_points(known, senders)
+
+
+def test_kafka_is_killed_under_load(make_server, kafka, topics, long):
+    server = start(make_server, kafka, topics).start()
+
+    def kill():
+        kafka.kill()
+        time.sleep(random.random() * 2)
+        kafka.start()
+    senders, records = run_kills(server, kafka, topics, 20 if long else 2, kill)
+    check_with_unknown(records, senders)
+
+
+def test_the_appliance_is_killed_under_load(make_server, kafka, topics, long):
+    server = start(make_server, kafka, topics).start()
+    senders, records = run_kills(server, kafka, topics, 50 if long else 4, lambda: server.restart(kill=True))
+    check_with_unknown(records, senders)
+    ids = [r.id for r in records]
+    print(f"{len(ids) - len(set(ids))} of {len(ids)} records were sent again under their ids")
+
+
+def dead_letters(server):
+    directory = Path(server.data_dir) / "dead-letters" / "kafka"
+    return [json.loads(line) for path in sorted(directory.glob("*.ndjson")) for line in path.read_text().splitlines()]
+
+
+def test_a_record_that_is_too_large_goes_to_the_dead_letters_alone(make_server, kafka, topics):
+    kafka.alter_topic(topics[0], max_message_bytes=4000)
+    server = start(make_server, kafka, topics, codec="none").start()
+    lines = []
+    base = time.time_ns() // 10**9 * 10**9 - 10 * 10**9
+    for n in range(2000):
+        text = f'load,host=h n={n}i {base + n * 1000}'
+        if n in (700, 1500):
+            text = f'load,host=h n="{"x" * 8000}" {base + n * 1000}'
+        lines.append(text)
+    server.write_lines("\n".join(lines))
+    records = eventually(lambda: (found := kafka.read(topics[0])) and len({r.id for r in found}) >= 1998 and found, 90,
+                         lambda: f"1998 records; {server.log_tail(20)}", every_s=1)
+    kept = first_of_each_id(records)
+    numbers = [(r.value.get("timestamp_ns") or r.value["timestamp"] * 10**6) for r in kept]
+    expected = [base + n * 1000 for n in range(2000) if n not in (700, 1500)]
+    assert numbers == expected, "all others, in order"
+    letters = eventually(lambda: len(dead_letters(server)) >= 2 and dead_letters(server), 20, "two dead letters")
+    assert len({letter["id"] for letter in letters}) == 2
+    assert all("too large" in letter["reason"].lower() and letter["target"] == topics[0] for letter in letters), letters[0]["reason"]
+    assert all(len(json.loads(letter["body"])["value"]) == 8000 for letter in letters)
+    # Good ones after it are not held up.
+    server.write_lines("\n".join(f"more,host=h n={n}i" for n in range(500)))
+    eventually(lambda: len({r.id for r in kafka.read(topics[0])}) == 2498, 60, lambda: server.log_tail(20), every_s=1)
+
+
+def test_a_deleted_topic_holds_the_sink_and_loses_nothing(make_server, kafka, topics):
+    server = start(make_server, kafka, topics, send="raw").start()
+    sender = Sender(server, 0, 10**9, 20, pause_s=0.02)
+    sender.start()
+    eventually(lambda: len(kafka.read(topics[0])) > 200, 30, "points arrive")
+    before = kafka.read(topics[0])
+    kafka.delete_topic(topics[0])
+    eventually(lambda: "has no topic" in server.log_tail(200), 60, lambda: f"it is said\n{server.log_tail()}")
+    kafka.create_topic(topics[0])
+    time.sleep(2)
+    sender.stop = True
+    sender.join()
+    last = sender.base_ms + sender.sent - 1
+
+    def whole():
+        after = [r.value["timestamp"] for r in first_of_each_id(kafka.read(topics[0]))]
+        return after if last in after else None
+    after = eventually(whole, 60, lambda: f"the last point arrives\n{server.log_tail()}", every_s=1)
+    # What the old topic had acknowledged is gone with it; of the rest nothing is missing, and it is in order.
+    assert after == list(range(after[0], last + 1))
+    assert len(before) >= 200 and after[0] - sender.base_ms >= len(before)
+    print(f"{len(before)} read before the deletion, {after[0] - sender.base_ms - len(before)} more deleted with the "
+          f"topic, {len(after)} in the new one")
+
+
+@pytest.mark.slow
+def test_nothing_is_acknowledged_without_enough_replicas(make_server, tmp_path, long):
+    if not long:
+        pytest.skip("three nodes: --long")
+    with Kafka(tmp_path / "three", nodes=3) as kafka:
+        kafka.create_topic("raw", partitions=3, replicas=3, min_insync_replicas=2)
+        kafka.create_topic("agg", partitions=3, replicas=3)
+        server = start(make_server, kafka, ("raw", "agg"), send="raw").start()
+        sender = Sender(server, 0, 100, 20)
+        sender.start()
+        sender.join()
+        wait_delivered(server, kafka, "raw", [sender], 60)
+        for node in kafka.nodes[1:]:
+            node.kill()
+        second = Sender(server, 1, 20, 20)
+        second.start()
+        second.join()
+        time.sleep(10)
+        assert server.alive()
+        table = server.cli("log", "cursors", "--data-dir", str(server.data_dir)).stdout
+        rows = [line.split() for line in table.splitlines() if line.startswith("kafka")]
+        # From the end: damaged, dropped, filtered, dead, refused, delivered.
+        assert sum(int(row[-6]) for row in rows) == sender.sent, f"only what was replicated counts:\n{table}"
+        kafka.start()
+        records = wait_delivered(server, kafka, "raw", [sender, second], 120)
+        check_points(records, [sender, second])
+
+
+def test_a_stop_is_not_held_up_by_a_kafka_that_is_away(make_server, kafka, topics):
+    server = start(make_server, kafka, topics, stop_within="2 s").start()
+    first = Sender(server, 0, 20, 50)
+    first.start()
+    first.join()
+    wait_delivered(server, kafka, topics[0], [first], 30)
+    kafka.kill()
+    second = Sender(server, 1, 50, 100)
+    second.start()
+    second.join()
+    time.sleep(1)
+    begun = time.monotonic()
+    assert server.terminate() == 0, server.log_tail()
+    took = time.monotonic() - begun
+    assert took < 4, f"the stop took {took:.1f} s"
+    kafka.start()
+    server.start()
+    records = wait_delivered(server, kafka, topics[0], [first, second], 60)
+    check_points(records, [first, second])
