@@ -27,6 +27,8 @@ pub mod verdict;
 pub mod windows;
 
 #[cfg(test)]
+mod kafka_tests;
+#[cfg(test)]
 mod tests;
 
 use std::fs::File;

@@ -11,12 +11,12 @@ use crate::workload::testing::plan;
 use crate::workload::{Batch, Point, Workload};
 
 /// A run of one client, of 10 points a batch over 4 series, a second between batches.
-struct Scene {
+pub(super) struct Scene {
     _dir: tempfile::TempDir,
     path: PathBuf,
     plan: Plan,
     workload: Workload,
-    writer: Writer,
+    pub(super) writer: Writer,
     next: u64,
 }
 
@@ -29,11 +29,11 @@ fn small_plan() -> Plan {
 }
 
 impl Scene {
-    fn new() -> Scene {
+    pub(super) fn new() -> Scene {
         Scene::of(small_plan())
     }
 
-    fn of(plan: Plan) -> Scene {
+    pub(super) fn of(plan: Plan) -> Scene {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("ledger");
         let writer = Writer::create(&path, &plan).expect("made");
@@ -44,12 +44,12 @@ impl Scene {
         Batch { client: 0, number, stamp_ns: self.plan.epoch_ns + number as i64 * 1_000_000_000 }
     }
 
-    fn make(&mut self, number: u64) {
+    pub(super) fn make(&mut self, number: u64) {
         self.writer.batch(self.batch(number));
     }
 
     /// Answers the request.
-    fn sent(&mut self, first: u64, count: u32) -> u64 {
+    pub(super) fn sent(&mut self, first: u64, count: u32) -> u64 {
         self.next += 1;
         self.writer.sent(self.next, 0, first, count);
         self.next
@@ -62,13 +62,13 @@ impl Scene {
         self.sent(1, 3);
     }
 
-    fn acknowledged(&mut self, number: u64) {
+    pub(super) fn acknowledged(&mut self, number: u64) {
         self.make(number);
         let request = self.sent(number, 1);
         self.writer.acknowledged(request, 204);
     }
 
-    fn expected(&mut self) -> Expected {
+    pub(super) fn expected(&mut self) -> Expected {
         self.writer.flush().expect("written");
         Expected::load(&[&self.path]).expect("a ledger")
     }
@@ -88,7 +88,7 @@ impl Scene {
         })
     }
 
-    fn lines(&self, numbers: &[u64]) -> Vec<serde_json::Value> {
+    pub(super) fn lines(&self, numbers: &[u64]) -> Vec<serde_json::Value> {
         numbers.iter().flat_map(|&number| self.points(number)).map(|point| self.line(&point)).collect()
     }
 
@@ -107,7 +107,7 @@ fn compare_points(expected: &Expected, lines: &[serde_json::Value], options: &Op
 
 /// Exactly these faults.
 #[track_caller]
-fn has(verdict: &Verdict, faults: &[(FaultKind, u64)]) {
+pub(super) fn has(verdict: &Verdict, faults: &[(FaultKind, u64)]) {
     let text = verdict.to_text();
     assert_eq!(verdict.ok, faults.is_empty(), "{text}");
     assert_eq!(verdict.first.len(), faults.len(), "{text}");
