@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 
+use super::exact::Sum;
 use super::expected::Expected;
 use super::tests::{Scene, has};
 use super::verdict::{FaultKind, Verdict};
@@ -169,12 +170,15 @@ fn the_greatest_revision_is_what_holds_and_one_revision_says_one_thing() {
     let lines = scene.lines(&[0]);
     let of_series: Vec<&Value> = lines.iter().filter(|line| line["name"] == lines[0]["name"]).collect();
     let start_ms = of_series[0]["timestamp_ns"].as_i64().expect("a time").div_euclid(10_000_000_000) * 10_000;
+    let points = scene.points(0);
+    let mut sum = Sum::default();
+    points.iter().filter(|point| point.slot == points[0].slot).for_each(|point| sum.add(point.value));
     let window = |era: u32, revision: u32, count: usize| {
         let values = || of_series.iter().filter_map(|line| line["value"].as_f64());
         json!({
             "name": lines[0]["name"], "client_id": "client-000000", "rule": null, "tags": lines[0]["tags"],
             "start_ms": start_ms, "window_s": 10, "era": era, "revision": revision, "series": 1, "count": count,
-            "sum": (values().sum::<f64>() * 1000.0).round() / 1000.0,
+            "sum": sum.rounded(points[0].value.decimals),
             "min": values().fold(f64::INFINITY, f64::min), "max": values().fold(f64::NEG_INFINITY, f64::max),
         })
     };

@@ -73,7 +73,7 @@ impl Scene {
         Expected::load(&[&self.path]).expect("a ledger")
     }
 
-    fn points(&self, number: u64) -> Vec<Point> {
+    pub(super) fn points(&self, number: u64) -> Vec<Point> {
         let mut points = Vec::new();
         self.workload.points(self.batch(number), |point| points.push(point));
         points
