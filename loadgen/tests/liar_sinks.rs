@@ -47,6 +47,11 @@ fn kafka_windows(liar: &Liar) -> Vec<u8> {
 /// Answers every request with the lines that `answer` makes of the statement, each as a chunk of its own, and a status.
 /// Without a last chunk, when `whole` says no.
 fn serve(answer: impl Fn(&str) -> (u16, Vec<Value>, bool) + Send + 'static) -> String {
+    serve_head(move |_, statement| answer(statement))
+}
+
+/// The same with the request's whole head.
+fn serve_head(answer: impl Fn(&str, &str) -> (u16, Vec<Value>, bool) + Send + 'static) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let url = format!("http://{}", listener.local_addr().expect("bound"));
     std::thread::spawn(move || {
@@ -59,7 +64,7 @@ fn serve(answer: impl Fn(&str) -> (u16, Vec<Value>, bool) + Send + 'static) -> S
             let target = head.split(' ').nth(1).expect("a target");
             assert!(target.starts_with("/query?") && target.contains("chunked=true") && target.contains("epoch=ns"));
             let statement = target.split(['?', '&']).find_map(|pair| pair.strip_prefix("q=")).expect("a statement");
-            let (status, lines, whole) = answer(&decoded(statement));
+            let (status, lines, whole) = answer(&head, &decoded(statement));
             let out = stream.get_mut();
             let head = format!("HTTP/1.1 {status} Told\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n");
             let mut bytes = head.into_bytes();
@@ -287,5 +292,25 @@ fn an_answer_of_influxdb_that_is_not_whole_or_an_error_is_told_and_never_taken_f
             Ok(verdict) => assert!(part.is_empty() && verdict.ok, "{shown}: {}", verdict.to_text()),
             Err(error) => assert!(!part.is_empty() && error.to_string().contains(part), "{shown}: {error}"),
         }
+    }
+}
+
+#[test]
+fn credentials_go_with_the_query() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let ledger = dir.path().join("ledger");
+    metricstream_loadgen::ledger::Writer::create(&ledger, &plan(Protocol::Line))
+        .expect("a ledger")
+        .flush()
+        .expect("one");
+    let expected = Expected::load(&[&ledger]).expect("a ledger");
+    let url = serve_head(|head, _| {
+        let known = head.to_ascii_lowercase().contains("authorization: basic dtpw\r\n");
+        (if known { 200 } else { 401 }, vec![json!({"results": [{"statement_id": 0}]})], true)
+    });
+    for (credentials, is_known) in [(None, false), (Some(("u", "p")), true), (Some(("u", "q")), false)] {
+        let credentials = credentials.map(|(name, password)| (name.to_string(), password.to_string()));
+        let target = Target { credentials, ..target(&url, Schema::Platform) };
+        assert_eq!(influx::compare_points(&expected, &options(), &target).is_ok(), is_known);
     }
 }

@@ -19,7 +19,7 @@ from support.kafka import Kafka
 from support.server import eventually
 from support.verified import Load, loadgen, verify
 
-pytestmark = pytest.mark.usefixtures("real_server_only")
+pytestmark = [pytest.mark.usefixtures("real_server_only"), pytest.mark.slow]
 RAW, AGGREGATED = "metrics-raw", "metrics-aggregated"
 SINKS = ("kafka", "influx")
 FATES = ("delivered", "refused", "dead_lettered", "filtered", "dropped", "lost_to_damage")
@@ -176,6 +176,34 @@ def test_every_point_is_in_both_sinks_once_and_the_windows_are_right(
             assert totals["points found and sent"] == points and totals["repeats by retries"] == 0, (what, totals)
     print(f"{points} points in {sent_s:.0f} s, in both sinks after {drained_s:.0f} s, judged after "
           f"{time.monotonic() - begun:.0f} s; {records - different} records came again; {windows} windows")
+
+
+def test_the_natural_schema_is_judged_as_well(make_server, influxdb, tmp_path):
+    server = make_server(
+        node={"shards": 2}, listen={"trust_client_id_header": True}, windows={"windows": ["10 s"], "lateness": "1 s"},
+        sink=[{"name": "influx", "type": "influx", "url": influxdb.url, "schema": "natural", "database": "other"}])
+    server.cli("influx", "init", "--url", influxdb.url, "--schema", "natural", "--database", "other")
+    server.start()
+    flags = ["--clients", 10, "--identity", "header", "--series", 500, "--rate", 50, "--duration", "2s"]
+    with Load(server, tmp_path, *flags) as load:
+        points = load.wait(60)["points_acknowledged"]
+    windows = all_windows_closed(server, load.ledger, points)
+
+    def delivered():
+        return server.metrics().sum("metricstream_sink_points_delivered_total", sink="influx")
+    eventually(lambda: delivered() >= points + windows, 60, lambda: f"{delivered()} of {points} + {windows}")
+    source = ["--influx", influxdb.url, "--influx-windows", influxdb.url, "--influx-database", "other",
+              "--influx-schema", "natural", "--window-lengths", "10"]
+    verdicts = verify(load.ledger, *source)
+    assert verdicts["points in InfluxDB"]["points found and sent"] == points == 10_000
+    assert verdicts["windows in InfluxDB"]["windows compared"] == windows
+    # And one that is taken out is missed, in both.
+    [series] = influxdb.query("SELECT value FROM other.raw./.*/ WHERE host =~ /000003$/ ORDER BY time LIMIT 1")[:1]
+    start = series["values"][0][0] // 10**10 * 10**10
+    for policy, time in (("raw", series["values"][0][0]), ("agg_1m", start)):
+        influxdb.query(f'DELETE FROM "{series["name"]}" WHERE host =~ /000003$/ AND time = {time}', db="other", rp=policy)
+    done = loadgen("verify", "--ledger", load.ledger, *source)
+    assert done.returncode == 1 and done.stdout.count(f"missing: {series['name']}{{") == 2, done.stdout
 
 
 class Watch(threading.Thread):
