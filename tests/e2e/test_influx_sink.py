@@ -282,6 +282,7 @@ def test_points_of_a_series_stay_in_order_over_many_writes_in_flight(make_server
     assert len(sink.requests) >= 200 and sink.connections < len(sink.requests) / 2, "connections are used again"
 
 
+@pytest.mark.flaky(reruns=1, reruns_delay=5)  # bounds a time, on a machine that others use too
 def test_a_dead_sink_delays_a_stop_by_no_more_than_its_bound(make_server, scripted):
     sink = scripted(lambda _: HANG)
     server = make_server(sink=[influx_sink(sink.url, request_within="60 s", stop_within="1 s")]).start()
