@@ -12,6 +12,7 @@
 //! | only unknown (and refused) | may be | 0 to unknown |
 //! | only refused, or never sent | must not be | 0 |
 
+mod clients;
 pub mod exact;
 pub mod expected;
 mod hashed;

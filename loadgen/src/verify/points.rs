@@ -12,6 +12,7 @@
 //! either order.
 
 use super::Options;
+use super::clients::Clients;
 use super::expected::{Expected, Sent};
 use super::hashed::{HashedMap, HashedSet};
 use super::progress::Progress;
@@ -87,8 +88,7 @@ pub struct Points<'a> {
     order: HashedMap<Last>,
     /// All series of the ledgers, once they are needed
     known: Option<HashedSet>,
-    /// What the server calls all clients, where the plan leaves it open
-    one_name: Option<String>,
+    clients: Clients<'a>,
     bad: u64,
     found: u64,
     kept: u64,
@@ -132,7 +132,7 @@ impl<'a> Points<'a> {
             identities: Identities::default(),
             order: HashedMap::default(),
             known: None,
-            one_name: options.client.clone(),
+            clients: Clients::new(expected, options),
             bad,
             found: 0,
             kept: 0,
@@ -202,16 +202,8 @@ impl<'a> Points<'a> {
             let value = format!("the value {}", found.value);
             self.fault(FaultKind::Altered, batch, point, format!("the value {expected}"), value);
         }
-        let client = found.client;
-        let told = self.expected_client(batch);
-        let wanted = match told {
-            Some(name) => name,
-            // Whatever the first was taken for.
-            None => self.one_name.get_or_insert_with(|| client.to_string()).clone(),
-        };
-        if client != wanted {
-            let expected = format!("the client {wanted:?} (say --client NAME when the server names clients otherwise)");
-            self.fault(FaultKind::Altered, batch, point, expected, format!("the client {client:?}"));
+        if let Some(expected) = self.clients.wrong(batch, found.client) {
+            self.fault(FaultKind::Altered, batch, point, expected, format!("the client {:?}", found.client));
         }
     }
 
@@ -243,13 +235,6 @@ impl<'a> Points<'a> {
                 format!("another record, with the value {}", found.value),
             )
         });
-    }
-
-    fn expected_client(&self, batch: &Sent) -> Option<String> {
-        match &self.options.client {
-            Some(_) => None,
-            None => self.expected.client_name(batch),
-        }
     }
 
     fn compare_order(&mut self, place: Place, batch: &Sent, point: &Point, log: &str) {

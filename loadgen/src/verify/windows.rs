@@ -19,6 +19,7 @@
 //! - Windows of several series, as aggregate rules make them, are left out.
 
 use super::Options;
+use super::clients::Clients;
 use super::exact::Sum;
 use super::expected::Expected;
 use super::hashed::{HashedMap, HashedSet};
@@ -95,8 +96,7 @@ pub struct Windows<'a> {
     maybe: HashedMap<Vec<Decimal>>,
     different: HashedMap<Found>,
     known: Option<HashedSet>,
-    /// What the server calls all clients, where the plan leaves it open
-    one_name: Option<String>,
+    clients: Clients<'a>,
     mark_ms: Option<i64>,
     /// By window length: the latest end
     last_end_ms: Vec<i64>,
@@ -121,7 +121,7 @@ impl<'a> Windows<'a> {
             maybe: HashedMap::default(),
             different: HashedMap::default(),
             known: None,
-            one_name: options.client.clone(),
+            clients: Clients::new(expected, options),
             mark_ms: None,
             last_end_ms: vec![i64::MIN; options.window_lengths_s.len()],
             points: 0,
@@ -241,23 +241,12 @@ impl<'a> Windows<'a> {
 
     fn compare_client(&mut self, batch: u32, index: u32, client: &str) {
         let sent = &self.expected.batches[batch as usize];
-        let told = match &self.options.client {
-            Some(_) => None,
-            None => self.expected.client_name(sent),
-        };
-        let wanted = match told {
-            Some(name) => name,
-            None => self.one_name.get_or_insert_with(|| client.to_string()).clone(),
-        };
-        if client != wanted {
-            let point = self.expected.point(batch, index);
-            self.verdict.fault(FaultKind::Altered, || {
-                let expected =
-                    format!("the client {wanted:?} (say --client NAME when the server names clients otherwise)");
-                let found = format!("the client {client:?}");
-                name_fault(self.expected, FaultKind::Altered, sent, &point, expected, found)
-            });
-        }
+        let Some(expected) = self.clients.wrong(sent, client) else { return };
+        let point = self.expected.point(batch, index);
+        self.verdict.fault(FaultKind::Altered, || {
+            let found = format!("the client {client:?}");
+            name_fault(self.expected, FaultKind::Altered, sent, &point, expected, found)
+        });
     }
 
     fn foreign(&mut self, of: &Of<'_>, found: &Found, describe: impl FnOnce() -> String) {
