@@ -57,6 +57,7 @@ def test_the_first_acknowledgement_comes_within_half_a_second_over_a_backlog(
     assert took_s <= 0.5
 
 
+@pytest.mark.flaky(reruns=1, reruns_delay=5)  # bounds a time, on a machine that others use too
 def test_an_empty_start_acknowledges_within_half_a_second_twice_over(real_server_only, make_server):
     server = make_server()
     assert first_acknowledgement_s(server) <= 0.5
