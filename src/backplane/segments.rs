@@ -78,11 +78,15 @@ pub struct Gauges {
 
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 const AFTER_FAILURE: Duration = Duration::from_millis(500);
+/// A burst of connections beyond the bound holds descriptors until the shards have turned it away. For so many looks in a
+/// row that is not yet a failure: nothing is refused for it.
+const NO_DESCRIPTOR_LOOKS: u32 = 40;
 
 /// Keeps one log until `stop`.
 pub async fn keep(mut log: Kept, shared: Arc<Shared>, stop: Rc<Cell<bool>>) {
     // Prepared and not yet seen to be opened by the shard
     let mut ready: VecDeque<(u64, PathBuf)> = VecDeque::new();
+    let mut no_descriptor = 0;
     while !stop.get() {
         let mut opened = false;
         while let Some(notice) = log.shard.as_ref().and_then(|ports| ports.notices.pop()) {
@@ -98,6 +102,12 @@ pub async fn keep(mut log: Kept, shared: Arc<Shared>, stop: Rc<Cell<bool>>) {
         let mut pause = LOOK_EVERY;
         if wants {
             let prepared = prepare(&mut log, ready.len(), &stop).await;
+            if prepared.as_ref().is_err_and(is_no_descriptor) && no_descriptor < NO_DESCRIPTOR_LOOKS {
+                no_descriptor += 1;
+                executor::sleep(LOOK_EVERY).await;
+                continue;
+            }
+            no_descriptor = 0;
             if let Some(ports) = &log.shard {
                 ports.no_more.store(!matches!(prepared, Ok(Some(_))), Ordering::Relaxed);
             }
@@ -141,6 +151,11 @@ pub async fn keep(mut log: Kept, shared: Arc<Shared>, stop: Rc<Cell<bool>>) {
             executor::sleep(pause).await;
         }
     }
+}
+
+/// All descriptors of this process, or of the host, are taken.
+fn is_no_descriptor(error: &std::io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE))
 }
 
 /// The log is at its bound and nothing may go: says why, and asks for what can be asked.

@@ -1,70 +1,88 @@
 //! The forwarder's books in `/metrics`. As many lines as there are sinks times logs, whatever they have done.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::books::{ForwardBooks, Lag, LogBooks, State, lag};
+use super::books::{ForwardBooks, Lag, State, lag};
 use super::breaker;
 use super::calls::CallBooks;
+use super::cursor::Totals;
 use crate::admin::exposition::Exposition;
 use crate::reducer::thread::wall_ns;
 
-type Counted = (&'static str, &'static str, fn(&LogBooks) -> u64);
+type Counted = (&'static str, &'static str, fn(&Look) -> u64);
+
+/// One sink and log, looked at once: on one page the books balance, whatever is delivered while it is written.
+struct Look {
+    sink: Arc<str>,
+    log: String,
+    totals: Totals,
+    read: u64,
+    lag: Lag,
+}
+
+impl Look {
+    fn all(books: &ForwardBooks) -> Vec<Look> {
+        let wall_ns = wall_ns();
+        let logs = books.sinks.iter().flat_map(|sink| sink.logs.iter().map(|(log, books)| (&sink.name, log, books)));
+        logs.map(|(sink, log, books)| {
+            let totals = books.totals();
+            // A point is counted as read first: asked for later, the count cannot be behind.
+            let read = books.read.get().max(totals.sum());
+            Look { sink: sink.clone(), log: log.name().to_string(), totals, read, lag: lag(log, books, wall_ns) }
+        })
+        .collect()
+    }
+}
 
 const COUNTERS: [Counted; 7] = [
     (
         "metricstream_sink_points_read_total",
         "Points read for a sink: delivered + refused + dead_lettered + filtered + dropped + lost_to_damage + waiting.",
-        |b| b.read.get(),
+        |l| l.read,
     ),
-    ("metricstream_sink_points_delivered_total", "Points that the sink has acknowledged.", |b| b.delivered.get()),
-    ("metricstream_sink_points_refused_total", "Points that the sink has said it will not have.", |b| b.refused.get()),
-    ("metricstream_sink_points_dead_lettered_total", "Points set aside with the sink's reason.", |b| {
-        b.dead_lettered.get()
+    ("metricstream_sink_points_delivered_total", "Points that the sink has acknowledged.", |l| l.totals.delivered),
+    ("metricstream_sink_points_refused_total", "Points that the sink has said it will not have.", |l| l.totals.refused),
+    ("metricstream_sink_points_dead_lettered_total", "Points set aside with the sink's reason.", |l| {
+        l.totals.dead_lettered
     }),
-    ("metricstream_sink_points_filtered_total", "Points that the sink's filter leaves out.", |b| b.filtered.get()),
+    ("metricstream_sink_points_filtered_total", "Points that the sink's filter leaves out.", |l| l.totals.filtered),
     (
         "metricstream_sink_points_dropped_total",
         "Points that left the log before the sink had read them (when_full = \"drop_oldest\").",
-        |b| b.dropped.get(),
+        |l| l.totals.dropped,
     ),
     (
         "metricstream_sink_points_lost_to_damage_total",
         "Points in damaged parts of the log, which no sink can get.",
-        |b| b.lost_to_damage.get(),
+        |l| l.totals.lost_to_damage,
     ),
 ];
 
 pub fn forward(out: &mut Exposition, books: &ForwardBooks) {
-    let wall_ns = wall_ns();
-    let each = |of: &mut dyn FnMut(&str, &str, &LogBooks, Lag)| {
-        for sink in &books.sinks {
-            for (log, books) in &sink.logs {
-                of(&sink.name, &log.name(), books, lag(log, books, wall_ns));
-            }
-        }
-    };
+    let looks = Look::all(books);
     for (name, help, value) in COUNTERS {
         out.family(name, "counter", help);
-        each(&mut |sink, log, books, _| {
-            out.sample(&[("sink", &sink), ("log", &log)], value(books));
-        });
+        for look in &looks {
+            out.sample(&[("sink", &look.sink), ("log", &look.log)], value(look));
+        }
     }
-    type Gauge = (&'static str, &'static str, fn(&LogBooks, Lag) -> f64);
+    type Gauge = (&'static str, &'static str, fn(&Look) -> f64);
     let gauges: [Gauge; 4] = [
-        ("metricstream_sink_points_waiting", "Points read for a sink that it has not acknowledged yet.", |b, _| {
-            b.read.get().saturating_sub(b.settled()) as f64
+        ("metricstream_sink_points_waiting", "Points read for a sink that it has not acknowledged yet.", |l| {
+            (l.read - l.totals.sum()) as f64
         }),
-        ("metricstream_sink_lag_points", "Durable points that a sink has not got yet.", |_, lag| lag.points as f64),
-        ("metricstream_sink_lag_bytes", "Bytes of log between a sink's cursor and the durable end.", |_, lag| {
-            lag.bytes as f64
+        ("metricstream_sink_lag_points", "Durable points that a sink has not got yet.", |l| l.lag.points as f64),
+        ("metricstream_sink_lag_bytes", "Bytes of log between a sink's cursor and the durable end.", |l| {
+            l.lag.bytes as f64
         }),
-        ("metricstream_sink_lag_seconds", "Age of the oldest point that a sink has not got yet.", |_, lag| lag.seconds),
+        ("metricstream_sink_lag_seconds", "Age of the oldest point that a sink has not got yet.", |l| l.lag.seconds),
     ];
     for (name, help, value) in gauges {
         out.family(name, "gauge", help);
-        each(&mut |sink, log, books, lag| {
-            out.sample(&[("sink", &sink), ("log", &log)], value(books, lag));
-        });
+        for look in &looks {
+            out.sample(&[("sink", &look.sink), ("log", &look.log)], value(look));
+        }
     }
     out.family(
         "metricstream_sink_holds_log",

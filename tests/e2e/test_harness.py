@@ -62,6 +62,7 @@ def test_a_reset_before_the_answer_makes_a_repeat_and_counting_it_twice_is_notic
     proxy.close()
 
 
+@pytest.mark.flaky(reruns=1, reruns_delay=5)  # bounds a time, on a machine that others use too
 def test_the_pacer_offers_its_rate_and_counts_answers(stand_in):
     server = stand_in()
     result = Pacer(server.ingest_port, request("POST", "/write", b"m value=1"), 200, 2, connections=8).wait()

@@ -20,7 +20,7 @@ POINTS = 40
 
 def influx_sink(url, **more):
     return {"name": "influx", "type": "influx", "url": url, "send": "raw", "retry_every_max": "300 ms",
-            "batch_within": "50 ms", "request_within": "2 s"} | more
+            "batch_within": "50 ms", "request_within": "20 s"} | more
 
 
 @pytest.fixture
@@ -129,7 +129,9 @@ def test_an_answer_that_decides_nothing_holds_the_cursor_and_loses_nothing(
         return answer
 
     sink = scripted(script)
-    server = make_server(sink=[influx_sink(sink.url, in_flight=1, request_within="500 ms")]).start()
+    # Long enough that a busy machine is not taken for a server that hangs.
+    within = "500 ms" if answer == HANG else "20 s"
+    server = make_server(sink=[influx_sink(sink.url, in_flight=1, request_within=within)]).start()
     write(server)
     eventually(lambda: calls(server).get(kind, 0) >= 1, 20, lambda: f"{calls(server)}\n{server.log_tail()}")
     eventually(lambda: state(server) == waits_as, 10, lambda: f"{state(server)}\n{server.log_tail()}", every_s=0.02)
@@ -282,6 +284,7 @@ def test_points_of_a_series_stay_in_order_over_many_writes_in_flight(make_server
     assert len(sink.requests) >= 200 and sink.connections < len(sink.requests) / 2, "connections are used again"
 
 
+@pytest.mark.flaky(reruns=1, reruns_delay=5)  # bounds a time, on a machine that others use too
 def test_a_dead_sink_delays_a_stop_by_no_more_than_its_bound(make_server, scripted):
     sink = scripted(lambda _: HANG)
     server = make_server(sink=[influx_sink(sink.url, request_within="60 s", stop_within="1 s")]).start()

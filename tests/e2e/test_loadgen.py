@@ -9,6 +9,7 @@ import pytest
 
 from support import loadresult
 from support.server import binary, eventually
+from support.verified import loadgen
 
 WINDOWS = {"lateness": "2 s", "horizon": "2 min"}
 
@@ -31,12 +32,6 @@ LOADS = {
     "bad elements": ["--rate", "200", "--duration", "3s", "--bad", "1%", "--json-body"],
     "fleet": ["--fleet", "300", "--interval", "1s", "--metrics", "20", "--duration", "3s"],
 }
-
-
-def loadgen(*arguments, timeout=120):
-    path = loadresult.loadgen_binary()
-    assert path.exists(), f"{path} is missing: cargo build --release --workspace"
-    return subprocess.run([path, *map(str, arguments)], capture_output=True, text=True, timeout=timeout)
 
 
 def serving(make_server, **settings):

@@ -28,6 +28,7 @@ def first_acknowledgement_s(server):
     raise AssertionError("no acknowledgement in 30 s")
 
 
+@pytest.mark.flaky(reruns=1, reruns_delay=5)  # bounds a time, on a machine that others use too
 @pytest.mark.slow
 def test_the_first_acknowledgement_comes_within_half_a_second_over_a_backlog(
         real_server_only, make_server, tmp_path, long):

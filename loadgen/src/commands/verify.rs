@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use super::{Failure, Outcome};
 use crate::verify::expected::Expected;
 use crate::verify::verdict::Verdict;
-use crate::verify::{self, Options, points, windows};
+use crate::verify::{self, Options, influx, kafka, lines, listener};
 
 /// Compare what a server has with what the ledgers say it was sent
 ///
@@ -15,10 +15,16 @@ use crate::verify::{self, Options, points, windows};
 /// anything differs.
 #[derive(clap::Args)]
 #[command(
-    group = clap::ArgGroup::new("source").required(true).multiple(true).args(["log_dump", "windows", "ndjson"]),
+    group = clap::ArgGroup::new("source").required(true).multiple(true).args([
+        "log_dump", "windows", "ndjson", "kafka", "kafka_windows", "influx", "influx_windows",
+    ]),
     after_help = "Examples:
   metricstream log dump --data-dir DIR | metricstream-loadgen verify --ledger run.ledger --log-dump -
-  metricstream-loadgen verify --ledger run.ledger --windows http://127.0.0.1:9186"
+  metricstream-loadgen verify --ledger run.ledger --windows http://127.0.0.1:9186
+  kcat -C -e -J -o beginning -b 127.0.0.1:9092 -t metrics-raw \\
+    | metricstream-loadgen verify --ledger run.ledger --kafka -
+  metricstream-loadgen verify --ledger run.ledger --influx http://127.0.0.1:8086 \\
+    --influx-windows http://127.0.0.1:8086"
 )]
 pub struct Args {
     /// A ledger that `run` wrote; several when several processes sent
@@ -33,10 +39,43 @@ pub struct Args {
     #[arg(long, value_name = "URL|FILE|-")]
     windows: Option<String>,
 
-    /// Points a line as JSON, as a sink gives them: name, value, timestamp in ns, client_id, tags, and an id, if lines
-    /// may be repeated
+    /// Points a line as JSON, as the file sink writes them: name, value, timestamp in ms or timestamp_ns, client_id,
+    /// tags, and an id, if lines may be repeated
     #[arg(long, value_name = "FILE|-")]
     ndjson: Option<String>,
+
+    /// Points in Kafka: what `kcat -C -e -J -o beginning` prints of the raw topics, one after the other. Records with
+    /// equal ids count once
+    #[arg(long, value_name = "FILE|-")]
+    kafka: Option<String>,
+
+    /// Windows in Kafka, in the same form
+    #[arg(long, value_name = "FILE|-")]
+    kafka_windows: Option<String>,
+
+    /// Points in InfluxDB: its base URL. User name and password are taken from INFLUX_USERNAME and INFLUX_PASSWORD
+    #[arg(long, value_name = "URL")]
+    influx: Option<String>,
+
+    /// Windows in InfluxDB: its base URL
+    #[arg(long, value_name = "URL")]
+    influx_windows: Option<String>,
+
+    /// InfluxDB's database
+    #[arg(long, value_name = "NAME", default_value = "metrics")]
+    influx_database: String,
+
+    /// The retention policy of raw points
+    #[arg(long, value_name = "NAME", default_value = "raw")]
+    influx_policy: String,
+
+    /// The retention policy of windows
+    #[arg(long, value_name = "NAME", default_value = "agg_1m")]
+    influx_windows_policy: String,
+
+    /// How points are laid out in InfluxDB
+    #[arg(long, value_enum, default_value_t = influx::Schema::Platform)]
+    influx_schema: influx::Schema,
 
     /// What the server takes all clients for, when not for what was sent: a token's client, or an address
     #[arg(long, value_name = "NAME")]
@@ -46,7 +85,8 @@ pub struct Args {
     #[arg(long)]
     allow_others: bool,
 
-    /// Take points in any order: for a sink behind several shards, with clients that change connections
+    /// Take points in any order: for a sink behind several shards, with clients that change connections, unless the
+    /// server keeps an address on one shard
     #[arg(long)]
     any_order: bool,
 
@@ -71,7 +111,7 @@ pub fn run(args: Args) -> Outcome {
     if args.window_lengths.contains(&0) {
         return Err(Failure("a window of 0 seconds holds nothing; say --window-lengths 10,60".to_string()));
     }
-    let sources = [&args.log_dump, &args.windows, &args.ndjson];
+    let sources = [&args.log_dump, &args.windows, &args.ndjson, &args.kafka, &args.kafka_windows];
     if sources.iter().filter(|source| source.as_deref() == Some("-")).count() > 1 {
         return Err(Failure("standard input can be read once only; name files for the others".to_string()));
     }
@@ -87,16 +127,38 @@ pub fn run(args: Args) -> Outcome {
     let expected = Expected::load(&args.ledger)?;
     let mut verdicts: Vec<Verdict> = Vec::new();
     if let Some(path) = &args.log_dump {
-        verdicts.push(points::compare(&expected, &options, "log dump", verify::open(path)?)?);
+        verdicts.push(lines::compare_points(&expected, &options, "log dump", verify::open(path)?)?);
     }
     if let Some(source) = &args.windows {
         verdicts.push(match source.starts_with("http://") || source.starts_with("https://") {
-            true => windows::compare_url(&expected, &options, source)?,
-            false => windows::compare_dump(&expected, &options, verify::open(source)?)?,
+            true => listener::compare_windows(&expected, &options, source)?,
+            false => lines::compare_windows(&expected, &options, verify::open(source)?)?,
         });
     }
     if let Some(path) = &args.ndjson {
-        verdicts.push(points::compare(&expected, &options, "newline JSON", verify::open(path)?)?);
+        verdicts.push(lines::compare_points(&expected, &options, "newline JSON", verify::open(path)?)?);
+    }
+    if let Some(path) = &args.kafka {
+        verdicts.push(kafka::compare_points(&expected, &options, verify::open(path)?)?);
+    }
+    if let Some(path) = &args.kafka_windows {
+        verdicts.push(kafka::compare_windows(&expected, &options, verify::open(path)?)?);
+    }
+    let variable = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
+    let name = variable("INFLUX_USERNAME");
+    let credentials = name.map(|name| (name, variable("INFLUX_PASSWORD").unwrap_or_default()));
+    let target = |url, retention_policy| influx::Target {
+        url,
+        database: &args.influx_database,
+        retention_policy,
+        schema: args.influx_schema,
+        credentials: credentials.clone(),
+    };
+    if let Some(url) = &args.influx {
+        verdicts.push(influx::compare_points(&expected, &options, &target(url, &args.influx_policy))?);
+    }
+    if let Some(url) = &args.influx_windows {
+        verdicts.push(influx::compare_windows(&expected, &options, &target(url, &args.influx_windows_policy))?);
     }
     if args.json {
         let text = serde_json::to_string_pretty(&verdicts).map_err(|error| Failure(error.to_string()))?;

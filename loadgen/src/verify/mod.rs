@@ -1,7 +1,8 @@
 //! Compares what a server has with what the ledgers say it was sent.
 //!
-//! [`expected::Expected`] reads the ledgers and makes every point again. [`points`] compares points as the log or a sink
-//! gives them, [`windows`] compares aggregates. Both say the same things: a [`verdict::Verdict`].
+//! [`expected::Expected`] reads the ledgers and makes every point again. [`points`] compares points, [`windows`] compares
+//! aggregates. Both say the same things: a [`verdict::Verdict`]. What they are given comes from a source, of which each is
+//! a file: [`lines`] (a dump, newline JSON), [`listener`] (the operators'), [`kafka`], [`influx`].
 //!
 //! What a batch's requests came to decides what its points may do:
 //!
@@ -11,14 +12,23 @@
 //! | only unknown (and refused) | may be | 0 to unknown |
 //! | only refused, or never sent | must not be | 0 |
 
+mod clients;
 pub mod exact;
 pub mod expected;
+mod hashed;
+pub mod influx;
+pub mod kafka;
+pub mod lines;
+pub mod listener;
 pub mod points;
 mod progress;
+mod repeats;
 pub mod series_hash;
 pub mod verdict;
 pub mod windows;
 
+#[cfg(test)]
+mod kafka_tests;
 #[cfg(test)]
 mod tests;
 
@@ -68,28 +78,5 @@ pub fn open(path: &str) -> Result<Box<dyn BufRead>, Failure> {
     match File::open(path) {
         Ok(file) => Ok(Box::new(BufReader::with_capacity(1 << 20, file))),
         Err(error) => Err(Failure(format!("{path} cannot be opened: {error}"))),
-    }
-}
-
-/// Gives each line without its end and its number from 1, in one buffer.
-fn for_each_line(
-    mut input: impl BufRead,
-    mut each: impl FnMut(u64, &[u8]) -> Result<(), Failure>,
-) -> Result<(), Failure> {
-    let mut line = Vec::new();
-    let mut number = 0;
-    loop {
-        line.clear();
-        let got = input
-            .read_until(b'\n', &mut line)
-            .map_err(|error| Failure(format!("the input cannot be read: {error}")))?;
-        if got == 0 {
-            return Ok(());
-        }
-        number += 1;
-        let text = line.trim_ascii();
-        if !text.is_empty() {
-            each(number, text)?;
-        }
     }
 }

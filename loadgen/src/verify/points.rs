@@ -1,73 +1,50 @@
-//! Compares points, as `log dump` or a sink gives them, with the ledgers.
+//! Compares points with the ledgers, whatever source they come from.
 //!
 //! A table from the hash of a point's identity (series and timestamp) to its place takes 28 bytes a point on average;
-//! the point itself is made again when it is met.
+//! the point itself is made again when it is met. Ids and identities, where a source has them, take 16 each.
 //!
-//! What a line is: the log's (`name`, `tags`, `client_id`, `timestamp_ns`, `value`, `log`), or a sink's, which may have
-//! `timestamp` instead, and an `id`: of lines with equal ids the first counts and the others are repeats.
+//! Records with equal ids are one record: the first counts, the others are repeats, and must say the same. A point that
+//! comes under two ids must be the work of a client that sent it twice, and then has one identity.
 //!
-//! Order is compared within each series, for each log by itself, where the ledger knows it: a point is out of order when
-//! the last request that may have carried it was over before a point that stands ahead of it was ever sent, or when one
-//! request carried both, and the other way round. Requests that were under way together may be taken in either order.
-
-use std::collections::{HashMap, HashSet};
-use std::hash::{BuildHasherDefault, Hasher};
-use std::io::BufRead;
-
-use serde::Deserialize;
-use serde_json::value::RawValue;
+//! Order is compared within each series, for each log (or partition) by itself, where the ledger knows it: a point is out
+//! of order when the last request that may have carried it was over before a point that stands ahead of it was ever sent,
+//! or when one request carried both, and the other way round. Requests that were under way together may be taken in
+//! either order.
 
 use super::Options;
+use super::clients::Clients;
 use super::expected::{Expected, Sent};
+use super::hashed::{HashedMap, HashedSet};
 use super::progress::Progress;
-use super::series_hash::{self, Tags, Text};
+use super::repeats::{Identities, Ids, Seen};
+use super::series_hash;
 use super::verdict::{Fault, FaultKind, Verdict};
 use crate::commands::Failure;
 use crate::workload::Point;
 
-/// For keys that are hashes.
-#[derive(Default)]
-pub(super) struct AsIs(u64);
-
-impl Hasher for AsIs {
-    fn write(&mut self, _: &[u8]) {
-        unreachable!("only u64 keys are hashed")
-    }
-    #[inline]
-    fn write_u64(&mut self, key: u64) {
-        self.0 = key;
-    }
-    #[inline]
-    fn finish(&self) -> u64 {
-        self.0
-    }
+/// A point as a source has it.
+pub struct Found<'a> {
+    /// The hash of its name and tags
+    pub series: u64,
+    pub timestamp_ns: i64,
+    /// As text
+    pub value: &'a str,
+    pub client: &'a str,
+    /// Order holds within it; `None`: the source has no order.
+    pub log: Option<&'a str>,
+    /// The record's, where the source has ids
+    pub id: Option<&'a str>,
+    pub identity: Identity<'a>,
 }
 
-pub(super) type HashedMap<V> = HashMap<u64, V, BuildHasherDefault<AsIs>>;
-
-#[derive(Deserialize)]
-struct Line<'a> {
-    #[serde(borrow, default)]
-    log: Option<Text<'a>>,
-    #[serde(borrow, default)]
-    id: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    client_id: Option<Text<'a>>,
-    #[serde(borrow, default)]
-    name: Option<Text<'a>>,
-    #[serde(default)]
-    tags: Tags,
-    #[serde(default)]
-    timestamp_ns: Option<i64>,
-    #[serde(default)]
-    timestamp: Option<i64>,
-    #[serde(borrow, default)]
-    value: Option<&'a RawValue>,
-    /// Only lines of the aggregate log have one of these.
-    #[serde(default)]
-    window_s: Option<u32>,
-    #[serde(default)]
-    era: Option<u32>,
+/// What makes a client's retry known as the same point.
+pub enum Identity<'a> {
+    /// The source has none.
+    Without,
+    /// The source has them; a point may be without.
+    Told(Option<&'a str>),
+    /// Equal points are one row by themselves.
+    OneRow,
 }
 
 /// Where a point is, and how often it was found.
@@ -100,24 +77,18 @@ struct Last {
     index: u32,
 }
 
-/// The series of one run in one log.
-struct Order {
-    log: String,
-    run: u16,
-    slots: Vec<Last>,
-}
-
 pub struct Points<'a> {
     expected: &'a Expected,
     options: &'a Options,
     verdict: Verdict,
     table: HashedMap<Place>,
-    ids: HashSet<u64, BuildHasherDefault<AsIs>>,
-    order: Vec<Order>,
+    ids: Ids,
+    identities: Identities,
+    /// By log and series
+    order: HashedMap<Last>,
     /// All series of the ledgers, once they are needed
-    known: Option<HashSet<u64, BuildHasherDefault<AsIs>>>,
-    /// What the server calls all clients, where the plan leaves it open
-    one_name: Option<String>,
+    known: Option<HashedSet>,
+    clients: Clients<'a>,
     bad: u64,
     found: u64,
     kept: u64,
@@ -126,24 +97,9 @@ pub struct Points<'a> {
     others: u64,
 }
 
-/// `comparison` names the source.
-pub fn compare(
-    expected: &Expected,
-    options: &Options,
-    comparison: &'static str,
-    input: impl BufRead,
-) -> Result<Verdict, Failure> {
-    let mut points = Points::new(expected, options, comparison)?;
-    let mut progress = Progress::new("points read", options.progress);
-    super::for_each_line(input, |number, line| {
-        progress.add(1);
-        points.line(number, line)
-    })?;
-    Ok(points.finish())
-}
-
 impl<'a> Points<'a> {
-    fn new(expected: &'a Expected, options: &'a Options, comparison: &'static str) -> Result<Points<'a>, Failure> {
+    /// `comparison` names the source.
+    pub fn new(expected: &'a Expected, options: &'a Options, comparison: &'static str) -> Result<Points<'a>, Failure> {
         let mut table = HashedMap::<Place>::default();
         table.reserve(expected.points_max() as usize);
         let mut twice = None;
@@ -172,10 +128,11 @@ impl<'a> Points<'a> {
             options,
             verdict: Verdict::new(comparison),
             table,
-            ids: HashSet::default(),
-            order: Vec::new(),
+            ids: Ids::default(),
+            identities: Identities::default(),
+            order: HashedMap::default(),
             known: None,
-            one_name: options.client.clone(),
+            clients: Clients::new(expected, options),
             bad,
             found: 0,
             kept: 0,
@@ -185,45 +142,43 @@ impl<'a> Points<'a> {
         })
     }
 
-    fn line(&mut self, number: u64, text: &[u8]) -> Result<(), Failure> {
-        let line: Line<'_> = serde_json::from_slice(text).map_err(|error| {
-            Failure(format!("line {number} is not a point as JSON: {error}; is it the output of `log dump`?"))
-        })?;
-        if line.window_s.is_some() || line.era.is_some() {
-            return Ok(());
-        }
-        let (Some(name), Some(timestamp_ns)) = (&line.name, line.timestamp_ns.or(line.timestamp)) else {
-            return Err(Failure(format!(
-                "line {number} is not a point: it has no `name`, or no `timestamp_ns` or `timestamp`"
-            )));
-        };
+    /// `describe`: the series in words, asked for when no ledger has it.
+    pub fn take(&mut self, found: &Found<'_>, describe: impl FnOnce() -> String) {
         self.found += 1;
-        if let Some(id) = line.id
-            && !self.ids.insert(series_hash::of_bytes(id.get().as_bytes()))
-        {
-            self.equal_ids += 1;
-            return Ok(());
+        let key = series_hash::of_place(found.series, found.timestamp_ns, 0);
+        if let Some(id) = found.id {
+            match self.ids.note(id, series_hash::of_record(key, found.value, found.client)) {
+                Seen::First => {}
+                Seen::Again => {
+                    self.equal_ids += 1;
+                    return;
+                }
+                Seen::Taken => return self.taken(id, found, describe),
+            }
         }
-        let series = series_hash::of_name(&name.0).wrapping_add(line.tags.0);
-        let Some(place) = self.table.get_mut(&series_hash::of_place(series, timestamp_ns, 0)) else {
-            self.foreign(series, &line, timestamp_ns, text);
-            return Ok(());
+        let Some(place) = self.table.get_mut(&key) else {
+            self.foreign(found, describe);
+            return;
         };
         let before = place.seen();
         place.index_and_seen = place.index() | (before + 1).min(255) << INDEX_BITS;
         let place = *place;
         let batch = self.expected.batches[place.batch as usize];
         let point = self.expected.point(place.batch, place.index());
-        self.compare(&batch, &point, &line, before);
+        self.compare(&batch, &point, found, before);
+        self.compare_identity(&batch, &point, found, key, before);
         // One too many has no place in the order.
-        if !self.options.any_order && before < batch.copies_max() {
-            self.compare_order(place, &batch, &point, line.log.as_ref().map_or("", |log| &log.0));
+        if let Some(log) = found.log
+            && !self.options.any_order
+            && before < batch.copies_max()
+        {
+            self.compare_order(place, &batch, &point, log);
         }
-        Ok(())
     }
 
-    fn compare(&mut self, batch: &Sent, point: &Point, line: &Line<'_>, before: u32) {
-        let copies_max = batch.copies_max();
+    fn compare(&mut self, batch: &Sent, point: &Point, found: &Found<'_>, before: u32) {
+        let one_row = matches!(found.identity, Identity::OneRow);
+        let copies_max = if one_row { batch.copies_max().min(1) } else { batch.copies_max() };
         if copies_max == 0 {
             let fate = match batch.refused {
                 0 => "none: its batch was made and never sent".to_string(),
@@ -243,40 +198,49 @@ impl<'a> Points<'a> {
             self.fault(FaultKind::Doubled, batch, point, expected, format!("it {} times", before + 1));
         }
         let expected = point.value.to_f64();
-        let found = line.value.map_or("nothing", |value| value.get());
-        if found.parse::<f64>().ok().map(f64::to_bits) != Some(expected.to_bits()) {
-            self.fault(FaultKind::Altered, batch, point, format!("the value {expected}"), format!("the value {found}"));
+        if found.value.parse::<f64>().ok().map(f64::to_bits) != Some(expected.to_bits()) {
+            let value = format!("the value {}", found.value);
+            self.fault(FaultKind::Altered, batch, point, format!("the value {expected}"), value);
         }
-        let client = line.client_id.as_ref().map_or("", |client| &client.0);
-        let told = self.expected_client(batch);
-        let wanted = match told {
-            Some(name) => name,
-            // Whatever the first was taken for.
-            None => self.one_name.get_or_insert_with(|| client.to_string()).clone(),
-        };
-        if client != wanted {
-            let expected = format!("the client {wanted:?} (say --client NAME when the server names clients otherwise)");
-            self.fault(FaultKind::Altered, batch, point, expected, format!("the client {client:?}"));
+        if let Some(expected) = self.clients.wrong(batch, found.client) {
+            self.fault(FaultKind::Altered, batch, point, expected, format!("the client {:?}", found.client));
         }
     }
 
-    fn expected_client(&self, batch: &Sent) -> Option<String> {
-        match &self.options.client {
-            Some(_) => None,
-            None => self.expected.client_name(batch),
-        }
+    fn compare_identity(&mut self, batch: &Sent, point: &Point, found: &Found<'_>, key: u64, before: u32) {
+        let Identity::Told(identity) = found.identity else { return };
+        let (kind, expected, what) = match (self.identities.note(identity, key), before) {
+            (Some(Seen::First), 0) | (None, 0) | (Some(Seen::Again), _) => return,
+            (Some(Seen::First), _) => (
+                FaultKind::Doubled,
+                "it again under the identity it came with first, as a client's retry has it",
+                "another identity",
+            ),
+            (None, _) => (FaultKind::Doubled, "it again only with an identity, as a client's retry has it", "none"),
+            (Some(Seen::Taken), _) => (FaultKind::Altered, "an identity of its own", "that of another point"),
+        };
+        let found = identity.map_or_else(|| what.to_string(), |identity| format!("{what}, {identity}"));
+        self.fault(kind, batch, point, expected.to_string(), found);
+    }
+
+    /// One id for two records: who removes repeats by id would lose one.
+    fn taken(&mut self, id: &str, found: &Found<'_>, describe: impl FnOnce() -> String) {
+        self.verdict.fault(FaultKind::Altered, || {
+            Fault::new(
+                FaultKind::Altered,
+                found.client.to_string(),
+                describe(),
+                found.timestamp_ns,
+                format!("what came under the id {id} before"),
+                format!("another record, with the value {}", found.value),
+            )
+        });
     }
 
     fn compare_order(&mut self, place: Place, batch: &Sent, point: &Point, log: &str) {
-        let workload = &self.expected.run(batch).workload;
-        let known = self.order.iter().position(|order| order.run == batch.run && order.log == log);
-        let at = known.unwrap_or_else(|| {
-            let slots = vec![Last::default(); workload.series().total() as usize];
-            self.order.push(Order { log: log.to_string(), run: batch.run, slots });
-            self.order.len() - 1
-        });
-        let slot = workload.series().first(point.slot.client) + point.slot.number;
-        let last = &mut self.order[at].slots[slot as usize];
+        let slot = self.expected.run(batch).workload.series().first(point.slot.client) + point.slot.number;
+        let log = series_hash::of_bytes(log.as_bytes());
+        let last = self.order.entry(series_hash::of_place(log, slot as i64, batch.run.into())).or_default();
         let before = *last;
         *last =
             Last { latest_sent: before.latest_sent.max(batch.first_sent), batch: place.batch, index: place.index() };
@@ -295,24 +259,22 @@ impl<'a> Points<'a> {
         }
     }
 
-    fn foreign(&mut self, series: u64, line: &Line<'_>, timestamp_ns: i64, text: &[u8]) {
+    fn foreign(&mut self, found: &Found<'_>, describe: impl FnOnce() -> String) {
         let known = self.known.get_or_insert_with(|| all_series(self.expected));
-        let known = known.contains(&series);
+        let known = known.contains(&found.series);
         if !known && self.options.others_allowed {
             self.others += 1;
             return;
         }
         self.verdict.fault(FaultKind::Foreign, || {
             let expected = if known { "no point of it then" } else { "no such series" };
-            let value = line.value.map_or("nothing", |value| value.get());
-            let client = line.client_id.as_ref().map_or("", |client| &client.0).to_string();
             Fault::new(
                 FaultKind::Foreign,
-                client,
-                describe_line(text),
-                timestamp_ns,
+                found.client.to_string(),
+                describe(),
+                found.timestamp_ns,
                 expected.to_string(),
-                format!("the value {value}"),
+                format!("the value {}", found.value),
             )
         });
     }
@@ -321,7 +283,7 @@ impl<'a> Points<'a> {
         self.verdict.fault(kind, || name_fault(self.expected, kind, batch, point, expected, found));
     }
 
-    fn finish(mut self) -> Verdict {
+    pub fn finish(mut self) -> Verdict {
         let (mut acknowledged, mut unknown, mut refused) = (0, 0, 0);
         let mut progress = Progress::new("points looked for", self.options.progress);
         let (expected, table, verdict) = (self.expected, &self.table, &mut self.verdict);
@@ -355,7 +317,7 @@ impl<'a> Points<'a> {
             ("points found", self.found),
             ("points found and sent", self.kept),
             ("repeats by retries", self.repeats),
-            ("lines with an id seen before", self.equal_ids),
+            ("records with an id seen before", self.equal_ids),
             ("points of other series", self.others),
         ] {
             self.verdict.total(name, count);
@@ -365,8 +327,8 @@ impl<'a> Points<'a> {
     }
 }
 
-pub(super) fn all_series(expected: &Expected) -> HashSet<u64, BuildHasherDefault<AsIs>> {
-    let mut all = HashSet::default();
+pub(super) fn all_series(expected: &Expected) -> HashedSet {
+    let mut all = HashedSet::default();
     expected.for_each_point(|_, batch, point| {
         all.insert(expected.run(batch).series_hash(point.slot));
     });
@@ -396,13 +358,4 @@ pub(super) fn name_fault_at(
 ) -> Fault {
     let client = all.client_name(batch).unwrap_or_else(|| format!("client {}", point.slot.client));
     Fault::new(kind, client, all.run(batch).describe(point.slot), timestamp_ns, expected, found)
-}
-
-/// `name{key="value"}` of a line's own.
-pub(super) fn describe_line(text: &[u8]) -> String {
-    let line: serde_json::Value = serde_json::from_slice(text).unwrap_or_default();
-    let tags = line["tags"].as_object().map_or_else(Vec::new, |tags| {
-        tags.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<String>>()
-    });
-    format!("{}{{{}}}", line["name"].as_str().unwrap_or("?"), tags.join(","))
 }

@@ -29,6 +29,11 @@ pub fn of_bytes(bytes: &[u8]) -> u64 {
     STATE.hash_one(bytes)
 }
 
+#[inline]
+pub fn of_record(place: u64, value: &str, client: &str) -> u64 {
+    STATE.hash_one((place, value, client))
+}
+
 /// A string that is borrowed unless it has escapes.
 #[derive(Debug, Default)]
 pub struct Text<'a>(pub Cow<'a, str>);
@@ -49,6 +54,30 @@ impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
             }
         }
         from.deserialize_str(TextVisitor)
+    }
+}
+
+/// An object of strings, in its order.
+#[derive(Debug, Default)]
+pub struct Pairs<'a>(pub Vec<(Text<'a>, Text<'a>)>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Pairs<'a> {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Pairs<'a>, D::Error> {
+        struct PairsVisitor;
+        impl<'de> Visitor<'de> for PairsVisitor {
+            type Value = Pairs<'de>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object of strings")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Pairs<'de>, A::Error> {
+                let mut pairs = Vec::new();
+                while let Some(pair) = map.next_entry()? {
+                    pairs.push(pair);
+                }
+                Ok(Pairs(pairs))
+            }
+        }
+        from.deserialize_map(PairsVisitor)
     }
 }
 

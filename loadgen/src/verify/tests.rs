@@ -11,12 +11,12 @@ use crate::workload::testing::plan;
 use crate::workload::{Batch, Point, Workload};
 
 /// A run of one client, of 10 points a batch over 4 series, a second between batches.
-struct Scene {
+pub(super) struct Scene {
     _dir: tempfile::TempDir,
     path: PathBuf,
     plan: Plan,
     workload: Workload,
-    writer: Writer,
+    pub(super) writer: Writer,
     next: u64,
 }
 
@@ -29,11 +29,11 @@ fn small_plan() -> Plan {
 }
 
 impl Scene {
-    fn new() -> Scene {
+    pub(super) fn new() -> Scene {
         Scene::of(small_plan())
     }
 
-    fn of(plan: Plan) -> Scene {
+    pub(super) fn of(plan: Plan) -> Scene {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("ledger");
         let writer = Writer::create(&path, &plan).expect("made");
@@ -44,12 +44,12 @@ impl Scene {
         Batch { client: 0, number, stamp_ns: self.plan.epoch_ns + number as i64 * 1_000_000_000 }
     }
 
-    fn make(&mut self, number: u64) {
+    pub(super) fn make(&mut self, number: u64) {
         self.writer.batch(self.batch(number));
     }
 
     /// Answers the request.
-    fn sent(&mut self, first: u64, count: u32) -> u64 {
+    pub(super) fn sent(&mut self, first: u64, count: u32) -> u64 {
         self.next += 1;
         self.writer.sent(self.next, 0, first, count);
         self.next
@@ -62,18 +62,18 @@ impl Scene {
         self.sent(1, 3);
     }
 
-    fn acknowledged(&mut self, number: u64) {
+    pub(super) fn acknowledged(&mut self, number: u64) {
         self.make(number);
         let request = self.sent(number, 1);
         self.writer.acknowledged(request, 204);
     }
 
-    fn expected(&mut self) -> Expected {
+    pub(super) fn expected(&mut self) -> Expected {
         self.writer.flush().expect("written");
         Expected::load(&[&self.path]).expect("a ledger")
     }
 
-    fn points(&self, number: u64) -> Vec<Point> {
+    pub(super) fn points(&self, number: u64) -> Vec<Point> {
         let mut points = Vec::new();
         self.workload.points(self.batch(number), |point| points.push(point));
         points
@@ -88,7 +88,7 @@ impl Scene {
         })
     }
 
-    fn lines(&self, numbers: &[u64]) -> Vec<serde_json::Value> {
+    pub(super) fn lines(&self, numbers: &[u64]) -> Vec<serde_json::Value> {
         numbers.iter().flat_map(|&number| self.points(number)).map(|point| self.line(&point)).collect()
     }
 
@@ -102,12 +102,12 @@ fn text(lines: &[serde_json::Value]) -> String {
 }
 
 fn compare_points(expected: &Expected, lines: &[serde_json::Value], options: &Options) -> Verdict {
-    points::compare(expected, options, "log dump", text(lines).as_bytes()).expect("compared")
+    lines::compare_points(expected, options, "log dump", text(lines).as_bytes()).expect("compared")
 }
 
 /// Exactly these faults.
 #[track_caller]
-fn has(verdict: &Verdict, faults: &[(FaultKind, u64)]) {
+pub(super) fn has(verdict: &Verdict, faults: &[(FaultKind, u64)]) {
     let text = verdict.to_text();
     assert_eq!(verdict.ok, faults.is_empty(), "{text}");
     assert_eq!(verdict.first.len(), faults.len(), "{text}");
@@ -312,7 +312,7 @@ fn batches_may_be_noted_out_of_turn_and_some_never() {
 }
 
 #[test]
-fn lines_with_equal_ids_count_once() {
+fn records_with_equal_ids_count_once() {
     let mut scene = Scene::new();
     scene.acknowledged(0);
     let mut lines = scene.lines(&[0]);
@@ -322,7 +322,7 @@ fn lines_with_equal_ids_count_once() {
     lines.extend_from_within(..);
     let verdict = scene.log_dump(&lines);
     has(&verdict, &[]);
-    assert_eq!(verdict.total_of("lines with an id seen before"), 10);
+    assert_eq!(verdict.total_of("records with an id seen before"), 10);
     lines[15]["id"] = "node-2-5".into();
     has(&scene.log_dump(&lines), &[(FaultKind::Doubled, 1)]);
 }
@@ -333,7 +333,8 @@ fn ledgers_that_cannot_be_compared_with_are_told_in_a_sentence() {
     scene.acknowledged(0);
     scene.expected();
     let twice = Expected::load(&[&scene.path, &scene.path]).expect("read");
-    let error = points::compare(&twice, &Options::default(), "log dump", &b""[..]).expect_err("ambiguous").to_string();
+    let error =
+        lines::compare_points(&twice, &Options::default(), "log dump", &b""[..]).expect_err("ambiguous").to_string();
     assert!(error.contains("cannot be told apart; give each process a seed of its own"), "{error}");
 
     for (spoil, part) in [
@@ -364,7 +365,7 @@ fn what_is_no_dump_is_told_with_its_line() {
         ("\n\nnot json\n", "line 3 is not a point as JSON"),
         ("{\"name\":\"a\",\"value\":1}\n", "line 1 is not a point: it has no `name`, or no `timestamp_ns`"),
     ] {
-        let error = points::compare(&expected, &Options::default(), "log dump", input.as_bytes()).err();
+        let error = lines::compare_points(&expected, &Options::default(), "log dump", input.as_bytes()).err();
         assert!(error.as_ref().is_some_and(|error| error.to_string().contains(part)), "{error:?}");
     }
 }
@@ -408,7 +409,7 @@ mod of_windows {
     }
 
     fn compare(expected: &Expected, lines: &[serde_json::Value], options: &Options) -> Verdict {
-        super::super::windows::compare_dump(expected, options, text(lines).as_bytes()).expect("compared")
+        lines::compare_windows(expected, options, text(lines).as_bytes()).expect("compared")
     }
 
     fn scene(batches: u64) -> (Scene, Vec<Point>) {

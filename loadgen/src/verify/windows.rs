@@ -1,7 +1,7 @@
-//! Compares windows, from the appliance's `/api/v1/windows` or its aggregate log, with the ledgers.
+//! Compares windows with the ledgers, whatever source they come from.
 //!
 //! Of each (series, window) the count, the sum rounded once, the least and the greatest value are worked out from the
-//! ledgers; the latest revision that the server has must equal them.
+//! ledgers; the latest revision that the source has must equal them.
 //!
 //! What a window cannot tell: order within it, and a change of a value so small that it vanishes when the sum is rounded
 //! (the last bit of one value among many). A point that went to the neighbouring window is told. For the rest compare
@@ -18,70 +18,47 @@
 //! - In a window that is `unchecked` repeats may count more than once; then only the least and greatest are compared.
 //! - Windows of several series, as aggregate rules make them, are left out.
 
-use std::io::BufRead;
-
-use serde::Deserialize;
-use serde_json::value::RawValue;
-
 use super::Options;
+use super::clients::Clients;
 use super::exact::Sum;
 use super::expected::Expected;
-use super::points::{HashedMap, all_series, describe_line, name_fault, name_fault_at};
+use super::hashed::{HashedMap, HashedSet};
+use super::points::{all_series, name_fault, name_fault_at};
 use super::progress::Progress;
-use super::series_hash::{self, Tags, Text};
+use super::series_hash;
 use super::verdict::{Fault, FaultKind, Verdict};
-use crate::commands::Failure;
 use crate::workload::values::Decimal;
 
-const PAGE_LIMIT: u32 = 10_000;
 /// With more points of unknown fate in one window, only the count's range is compared.
 const CHOICES_BITS_MAX: usize = 12;
 
-#[derive(Deserialize)]
-struct Line<'a> {
-    #[serde(borrow, default)]
-    client: Option<Text<'a>>,
-    #[serde(borrow, default)]
-    name: Option<Text<'a>>,
-    #[serde(default)]
-    tags: Tags,
-    window_s: Option<u32>,
-    start_ms: Option<i64>,
-    #[serde(default)]
-    count: u64,
-    #[serde(borrow, default)]
-    sum: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    min: Option<&'a RawValue>,
-    #[serde(borrow, default)]
-    max: Option<&'a RawValue>,
-    #[serde(default)]
-    series: Option<u64>,
-    #[serde(default)]
-    incomplete: bool,
-    #[serde(default)]
-    unchecked: bool,
-    /// Only a mark has it.
-    #[serde(default)]
-    mark_ms: Option<i64>,
+/// Which window a source tells of.
+pub struct Of<'a> {
+    /// The hash of its name and tags
+    pub series: u64,
+    pub client: &'a str,
+    pub window_s: u32,
+    pub start_ms: i64,
+    /// Of several series, as an aggregate rule makes it
+    pub is_rule: bool,
 }
 
-#[derive(Deserialize)]
-struct Page<'a> {
-    #[serde(borrow)]
-    windows: Vec<&'a RawValue>,
-    next: Option<String>,
+impl Of<'_> {
+    pub fn key(&self) -> u64 {
+        series_hash::of_place(self.series, self.start_ms, self.window_s)
+    }
 }
 
 /// What a window says.
 #[derive(Clone, Copy, Debug, PartialEq)]
-struct Found {
-    count: u64,
-    sum: f64,
-    min: f64,
-    max: f64,
-    incomplete: bool,
-    unchecked: bool,
+pub struct Found {
+    pub count: u64,
+    /// NaN where the source has none
+    pub sum: f64,
+    pub min: f64,
+    pub max: f64,
+    pub incomplete: bool,
+    pub unchecked: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,16 +88,15 @@ struct Window {
     judged: bool,
 }
 
-struct Windows<'a> {
+pub struct Windows<'a> {
     expected: &'a Expected,
     options: &'a Options,
     verdict: Verdict,
     table: HashedMap<Window>,
     maybe: HashedMap<Vec<Decimal>>,
     different: HashedMap<Found>,
-    known: Option<std::collections::HashSet<u64, std::hash::BuildHasherDefault<super::points::AsIs>>>,
-    /// What the server calls all clients, where the plan leaves it open
-    one_name: Option<String>,
+    known: Option<HashedSet>,
+    clients: Clients<'a>,
     mark_ms: Option<i64>,
     /// By window length: the latest end
     last_end_ms: Vec<i64>,
@@ -134,50 +110,18 @@ struct Windows<'a> {
     unchecked: u64,
 }
 
-/// From the lines of `log dump --shard aggregate` (or a whole dump; points are passed over).
-pub fn compare_dump(expected: &Expected, options: &Options, input: impl BufRead) -> Result<Verdict, Failure> {
-    let mut windows = Windows::new(expected, options);
-    let mut progress = Progress::new("windows read", options.progress);
-    super::for_each_line(input, |number, line| {
-        progress.add(1);
-        windows.line(line).map_err(|error| {
-            Failure(format!("line {number} is not a window as JSON: {error}; is it the output of `log dump`?"))
-        })
-    })?;
-    Ok(windows.finish())
-}
-
-/// From the operators' listener; `url` is its base, or whole.
-pub fn compare_url(expected: &Expected, options: &Options, url: &str) -> Result<Verdict, Failure> {
-    let base = url.split('?').next().unwrap_or(url).trim_end_matches('/');
-    let base = match base.splitn(4, '/').nth(3) {
-        Some(path) if !path.is_empty() => base.to_string(),
-        _ => format!("{base}/api/v1/windows"),
-    };
-    let mut windows = Windows::new(expected, options);
-    let mut progress = Progress::new("windows read", options.progress);
-    for (n, length_s) in options.window_lengths_s.iter().enumerate() {
-        let start = format!("{base}?window={length_s}s&limit={PAGE_LIMIT}");
-        windows.pages(&start, &mut progress)?;
-        // Windows of one end close together, but the last pages may have been read in the midst of it.
-        if let Some(since) = windows.last_end_ms[n].checked_sub(i64::from(*length_s) * 1_000) {
-            windows.pages(&format!("{start}&since={since}"), &mut progress)?;
-        }
-    }
-    Ok(windows.finish())
-}
-
 impl<'a> Windows<'a> {
-    fn new(expected: &'a Expected, options: &'a Options) -> Windows<'a> {
+    /// `comparison` names the source.
+    pub fn new(expected: &'a Expected, options: &'a Options, comparison: &'static str) -> Windows<'a> {
         let mut windows = Windows {
             expected,
             options,
-            verdict: Verdict::new("windows"),
+            verdict: Verdict::new(comparison),
             table: HashedMap::default(),
             maybe: HashedMap::default(),
             different: HashedMap::default(),
             known: None,
-            one_name: options.client.clone(),
+            clients: Clients::new(expected, options),
             mark_ms: None,
             last_end_ms: vec![i64::MIN; options.window_lengths_s.len()],
             points: 0,
@@ -246,117 +190,84 @@ impl<'a> Windows<'a> {
         });
     }
 
-    fn pages(&mut self, start: &str, progress: &mut Progress) -> Result<(), Failure> {
-        let mut cursor = None;
-        loop {
-            let url = match &cursor {
-                None => start.to_string(),
-                Some(cursor) => format!("{start}&cursor={cursor}"),
-            };
-            let text = ureq::get(&url)
-                .call()
-                .and_then(|mut answer| answer.body_mut().with_config().limit(1 << 30).read_to_string())
-                .map_err(|error| Failure(format!("windows cannot be read from {url}: {error}")))?;
-            let told = |error| Failure(format!("what {url} answers are no windows: {error}"));
-            let page: Page<'_> = serde_json::from_str(&text).map_err(told)?;
-            progress.add(page.windows.len() as u64);
-            for window in &page.windows {
-                self.line(window.get().as_bytes()).map_err(told)?;
-            }
-            match page.next {
-                None => return Ok(()),
-                next => cursor = next,
-            }
-        }
+    /// All windows that end by then have closed.
+    pub fn mark(&mut self, mark_ms: i64) {
+        // Marks of a later era may be earlier; what was closed stays closed.
+        self.mark_ms = self.mark_ms.max(Some(mark_ms));
     }
 
-    fn line(&mut self, text: &[u8]) -> serde_json::Result<()> {
-        let line: Line<'_> = serde_json::from_slice(text)?;
-        if let Some(mark) = line.mark_ms {
-            // Marks of a later era may be earlier; what was closed stays closed.
-            self.mark_ms = self.mark_ms.max(Some(mark));
-        }
-        let (Some(name), Some(window_s), Some(start_ms)) = (&line.name, line.window_s, line.start_ms) else {
-            return Ok(());
+    /// By length, in the order of the options: the latest end of a window so far
+    pub fn last_end_ms(&self, length: usize) -> Option<i64> {
+        Some(self.last_end_ms[length]).filter(|end| *end != i64::MIN)
+    }
+
+    /// Revisions of a window, oldest first. `describe`: the series in words, asked for when no ledger has it.
+    pub fn take(&mut self, of: &Of<'_>, found: &Found, describe: impl FnOnce() -> String) {
+        let Some(length) = self.options.window_lengths_s.iter().position(|&length| length == of.window_s) else {
+            return;
         };
-        let client = line.client.as_ref().map_or("", |client| &client.0);
-        let Some(length) = self.options.window_lengths_s.iter().position(|&length| length == window_s) else {
-            return Ok(());
-        };
-        if client.is_empty() || line.series.is_some_and(|series| series != 1) {
+        if of.client.is_empty() || of.is_rule {
             self.of_rules += 1;
-            return Ok(());
+            return;
         }
-        self.last_end_ms[length] = self.last_end_ms[length].max(start_ms + i64::from(window_s) * 1_000);
-        let number = |raw: Option<&RawValue>| raw.and_then(|raw| raw.get().parse().ok()).unwrap_or(f64::NAN);
-        let found = Found {
-            count: line.count,
-            sum: number(line.sum),
-            min: number(line.min),
-            max: number(line.max),
-            incomplete: line.incomplete,
-            unchecked: line.unchecked,
-        };
-        let series = series_hash::of_name(&name.0).wrapping_add(line.tags.0);
-        let key = series_hash::of_place(series, start_ms, window_s);
+        self.last_end_ms[length] = self.last_end_ms[length].max(of.start_ms + i64::from(of.window_s) * 1_000);
+        let key = of.key();
         let Some(window) = self.table.get_mut(&key) else {
-            self.foreign(series, &found, client, start_ms, window_s, text);
-            return Ok(());
+            self.foreign(of, found, describe);
+            return;
         };
         self.found += u64::from(window.state == State::NotFound);
         self.incomplete += u64::from(found.incomplete);
         self.unchecked += u64::from(found.unchecked);
-        if equal(window, &found, || &self.maybe[&key]) {
+        if equal(window, found, || &self.maybe[&key]) {
             window.state = State::Equal;
             self.different.remove(&key);
         } else {
             window.state = State::Different;
-            self.different.insert(key, found);
+            self.different.insert(key, *found);
         }
         let (batch, index) = (window.batch, window.index);
-        self.compare_client(batch, index, client);
-        Ok(())
+        self.compare_client(batch, index, of.client);
+    }
+
+    /// Two sets of figures under one revision.
+    pub fn contradicts(&mut self, of: &Of<'_>, found: &Found, before: String, describe: impl FnOnce() -> String) {
+        self.verdict.fault(FaultKind::Altered, || {
+            let at_ns = of.start_ms.saturating_mul(1_000_000);
+            let client = of.client.to_string();
+            Fault::new(FaultKind::Altered, client, describe(), at_ns, before, in_words(found))
+        });
     }
 
     fn compare_client(&mut self, batch: u32, index: u32, client: &str) {
         let sent = &self.expected.batches[batch as usize];
-        let told = match &self.options.client {
-            Some(_) => None,
-            None => self.expected.client_name(sent),
-        };
-        let wanted = match told {
-            Some(name) => name,
-            None => self.one_name.get_or_insert_with(|| client.to_string()).clone(),
-        };
-        if client != wanted {
-            let point = self.expected.point(batch, index);
-            self.verdict.fault(FaultKind::Altered, || {
-                let expected =
-                    format!("the client {wanted:?} (say --client NAME when the server names clients otherwise)");
-                let found = format!("the client {client:?}");
-                name_fault(self.expected, FaultKind::Altered, sent, &point, expected, found)
-            });
-        }
+        let Some(expected) = self.clients.wrong(sent, client) else { return };
+        let point = self.expected.point(batch, index);
+        self.verdict.fault(FaultKind::Altered, || {
+            let found = format!("the client {client:?}");
+            name_fault(self.expected, FaultKind::Altered, sent, &point, expected, found)
+        });
     }
 
-    fn foreign(&mut self, series: u64, found: &Found, client: &str, start_ms: i64, window_s: u32, text: &[u8]) {
+    fn foreign(&mut self, of: &Of<'_>, found: &Found, describe: impl FnOnce() -> String) {
         let known = self.known.get_or_insert_with(|| all_series(self.expected));
-        let known = known.contains(&series);
+        let known = known.contains(&of.series);
         if !known && self.options.others_allowed {
             self.others += 1;
             return;
         }
         self.verdict.fault(FaultKind::Foreign, || {
+            let Of { window_s, start_ms, .. } = of;
             let expected = match known {
                 true => format!("no point of it in the {window_s} s window that starts at {start_ms} ms"),
                 false => "no such series".to_string(),
             };
-            let series = describe_line(text);
-            Fault::new(FaultKind::Foreign, client.to_string(), series, start_ms * 1_000_000, expected, describe(found))
+            let at_ns = start_ms.saturating_mul(1_000_000);
+            Fault::new(FaultKind::Foreign, of.client.to_string(), describe(), at_ns, expected, in_words(found))
         });
     }
 
-    fn finish(mut self) -> Verdict {
+    pub fn finish(mut self) -> Verdict {
         let expected = self.expected;
         let (mut compared, mut open) = (0_u64, 0_u64);
         let mut windows_compared = 0_u64;
@@ -391,7 +302,7 @@ impl<'a> Windows<'a> {
                     (State::NotFound, _) | (State::Different, None) => {
                         (FaultKind::Missing, "no such window".to_string())
                     }
-                    (State::Different, Some(found)) => (kind_of(window, found, self.maybe.get(&key)), describe(found)),
+                    (State::Different, Some(found)) => (kind_of(window, found, self.maybe.get(&key)), in_words(found)),
                 };
                 let window = &*window;
                 self.verdict.fault(kind, || {
@@ -486,7 +397,7 @@ fn kind_of(window: &Window, found: &Found, maybe: Option<&Vec<Decimal>>) -> Faul
     }
 }
 
-fn describe(found: &Found) -> String {
+pub fn in_words(found: &Found) -> String {
     let marks = match (found.incomplete, found.unchecked) {
         (false, false) => "",
         (true, false) => " (marked incomplete)",

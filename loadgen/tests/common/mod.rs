@@ -1,6 +1,8 @@
 //! A plan to start from, and a server that plays a script.
 #![allow(dead_code)] // each test file uses a part
 
+pub mod liar;
+
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
