@@ -74,12 +74,15 @@ fn send_again(mut letters: DeadLetters, name: &str, root: &Path, config: &Config
         return Ok(false);
     };
     let taken = letters.take()?;
-    let count = taken.entries.len();
+    let (count, unreadable) = (taken.entries.len(), taken.unreadable);
     match resend(sink, root, taken.entries.clone()) {
         Ok((sent, refused)) => {
             letters.append(&refused)?;
             taken.done()?;
             println!("{name}: {sent} of {count} sent, {} refused again", refused.len());
+            if unreadable > 0 {
+                eprintln!("{name}: {unreadable} lines cannot be read; their files are kept beside, as *.unreadable");
+            }
             Ok(true)
         }
         Err(reason) => {

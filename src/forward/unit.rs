@@ -234,7 +234,10 @@ impl Unit<'_> {
                         RecordKind::Names | RecordKind::Mark | RecordKind::Era => {}
                     }
                 }
-                seen.unreadable += u64::from(block.header.points).saturating_sub(block_seen);
+                if end_point > 0 && is_meant(end_point - 1) {
+                    // Of a block in several parts, with the last one.
+                    seen.unreadable += u64::from(block.header.points).saturating_sub(block_seen);
+                }
                 expected = end_point;
             }
             Ok(())

@@ -5,6 +5,7 @@ What a consumer sees is read with kcat. Points are (client, series, sequence num
 
 import json
 import random
+import subprocess
 import threading
 import time
 from collections import defaultdict
@@ -17,7 +18,7 @@ import requests
 
 from support import oracle
 from support.kafka import Kafka, first_of_each_id
-from support.server import ROOT, eventually
+from support.server import ROOT, eventually, free_ports
 
 SCHEMAS = ROOT / "src" / "forward" / "schema"
 RAW, AGGREGATED = "metrics-raw", "metrics-aggregated"
@@ -329,6 +330,27 @@ def test_a_record_that_is_too_large_goes_to_the_dead_letters_alone(make_server, 
     # Good ones after it are not held up.
     server.write_lines("\n".join(f"more,host=h n={n}i" for n in range(500)))
     eventually(lambda: len({r.id for r in kafka.read(topics[0])}) == 2500, 60, lambda: server.log_tail(20), every_s=1)
+
+
+def test_letters_stay_while_kafka_is_away_and_one_retry_is_at_work_at_a_time(make_server):
+    [port] = free_ports(1)
+    server = make_server(sink=[{"name": "kafka", "type": "kafka", "brokers": [f"127.0.0.1:{port}"]}])
+    server.write_config()
+    directory = Path(server.data_dir) / "dead-letters" / "kafka"
+    directory.mkdir(parents=True)
+    letter = {"id": "00000000000000ab-0-1-7", "time_ms": 1, "sink": "kafka", "target": "t", "reason": "too large",
+              "key": "k", "headers": {"point": "p"}, "body": "{}"}
+    (directory / "00000001.ndjson").write_text(json.dumps(letter) + "\n")
+    config = ["--config", str(server.config_path), "dead-letter"]
+    first = subprocess.Popen([server.program, *config, "retry"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        eventually(lambda: list(directory.glob("taken-*")), 30, "the first retry is at work", every_s=0.02)
+        second = server.cli(*config, "retry", check=False)
+        assert second.returncode == 1 and "another retry is at work" in second.stderr
+    finally:
+        first.kill()
+        first.wait()
+    assert [json.loads(line) for line in server.cli(*config, "list").stdout.splitlines()] == [letter]
 
 
 def test_a_deleted_topic_holds_the_sink_and_loses_nothing(make_server, kafka, topics):

@@ -258,7 +258,7 @@ def test_ctrl_c_ends_it_with_the_place_from_which_the_rest_is_sent(make_server, 
     for n in range(4):
         write(server, 500, base_ns + n * 500 * STEP_NS, CLIENTS[n % 2]["name"])
     process = subprocess.Popen([server.program, *replay_words(
-        server, "--sink", "out", "--from", str(base_ns), "--rate", "100", "--json")],
+        server, "--sink", "out", "--from", str(base_ns), "--rate", "20", "--json")],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     eventually(lambda: list(out.glob("replay-*/*.ndjson")), 30, "a file of the replay")
     process.send_signal(signal.SIGINT)

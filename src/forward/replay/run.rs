@@ -145,8 +145,8 @@ impl Replay {
             feeds: parts.sources.into_iter().map(feed).collect(),
             selection: parts.selection,
             filter: parts.filter,
+            rate: parts.rate.filter(|_| parts.target.is_some()).map(|rate| Bucket::new(rate, now)),
             target: parts.target,
-            rate: parts.rate.map(|rate| Bucket::new(rate, now)),
             give_up_after: parts.give_up_after,
             stop: parts.stop,
             totals: Totals::default(),
@@ -336,33 +336,29 @@ impl Replay {
         let feed = &mut feeds[n];
         let next = feed.next.as_ref().expect("chosen because it is there");
         let piece = next.piece.clone().expect("only pieces are kept");
-        let times = Cell::new(feed.aside.times_ns);
+        let times: Cell<Option<(i64, i64)>> = Cell::new(None);
         let choose = |item: &Item<'_>| {
             let at = time_ns(item);
             times.set(Some(times.get().map_or((at, at), |(least, greatest)| (least.min(at), greatest.max(at)))));
             selection.choose(item)
         };
-        let counts_first = target.is_none() || rate.is_some();
         if feed.slices.is_empty() {
             let whole = next.from..next.to;
-            if counts_first {
-                let mut passing = Vec::new();
-                let seen = look(&piece, &whole, filter, &choose, &mut feed.scratch, &mut passing);
-                feed.aside.add(&counts(&seen));
-                let slice = rate.as_ref().map_or(usize::MAX, Bucket::slice);
-                feed.slices = cut(&passing, slice, &whole);
-            } else {
-                feed.slices.push_back(whole);
+            match rate {
+                Some(bucket) => {
+                    let mut passing = Vec::new();
+                    look(&piece, &whole, filter, &choose, &mut feed.scratch, &mut passing);
+                    feed.slices = cut(&passing, bucket.slice(), &whole);
+                }
+                None => feed.slices.push_back(whole),
             }
         }
-        feed.aside.times_ns = times.get();
         let slice = feed.slices.pop_front().expect("filled above");
         if feed.slices.is_empty() {
             feed.next = None;
         }
         *last_unit += 1;
         let unit = *last_unit;
-        let mut totals = Totals { read: slice.end - slice.start, ..std::mem::take(&mut feed.aside) };
         let mut settled = None;
         let mut sent = Ok(());
         let seen = match target {
@@ -377,9 +373,8 @@ impl Replay {
                 unit.seen
             }
         };
-        if !counts_first {
-            totals.add(&Totals { times_ns: times.get(), ..counts(&seen) });
-        }
+        let mut totals = std::mem::take(&mut feed.aside);
+        totals.add(&Totals { read: slice.end - slice.start, times_ns: times.get(), ..counts(&seen) });
         if seen.passed == 0 {
             settled = Some(Settled::default());
         }
