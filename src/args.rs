@@ -2,7 +2,8 @@
 //!
 //! Parsing only. What is missing on the command line is taken from the configuration; what stands there wins.
 
-use crate::config::{Level, LogFormat, Overrides, parse_address};
+use crate::config::{Level, LogFormat, Overrides, parse_address, parse_duration};
+use crate::when::{When, parse_time_ms};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use std::ffi::OsString;
@@ -49,7 +50,7 @@ Exit codes:
   0  done (run: stopped by SIGTERM or SIGINT, everything received answered and flushed)
   1  failed at run time
   2  the command line or the configuration is wrong
-  3  log verify: acknowledged data is damaged or missing
+  3  log verify, log replay: acknowledged data is damaged or missing
   4  refused to start: another process has the data directory or the port
   5  this machine cannot run it: kernel before 6.1, io_uring disabled, RLIMIT_MEMLOCK too small
 
@@ -110,7 +111,7 @@ Examples:
   metricstream config > metricstream.toml                       a first file, all defaults
   metricstream --config metricstream.toml config | diff metricstream.toml -")]
     Config,
-    /// Look into the logs on disk, or mend them, while no process serves from them
+    /// Look into the logs on disk, mend them, or send them again
     #[command(subcommand)]
     Log(LogCommand),
     /// What sinks have refused: look at it, or send it again
@@ -191,6 +192,27 @@ Examples:
         #[arg(long, value_name = "SINK")]
         forget: Option<String>,
     },
+    /// Send a time range of the log to a sink again
+    ///
+    /// Sends the points whose own timestamps lie in the range (windows: whose start does), as far as the logs still have
+    /// them, to a sink of the configuration, past its filter and the ones given here. Ids are those of the first time; of
+    /// windows only the latest revisions go. Everything kept is read, because a point may have come long after its time.
+    ///
+    /// Works beside a running server, and without one: it only reads the logs, takes no lock and moves no cursor. What
+    /// comes in while it runs is looked at before it ends, so that an older value never replaces a newer one. If
+    /// retention takes a segment away meanwhile, it says how many points that was. A file sink gets
+    /// a directory of its own: replay-TIME-PID in its path.
+    ///
+    /// A time is RFC 3339 with an offset; Unix seconds, ms, us or ns, told by the number's size; `now`; or relative: -2h, -30m,
+    /// -7d. Exits 0 when all of it was sent, 1 when it was not or there was nothing in the range, 2 for a sink that is not
+    /// configured or an empty range, 3 when parts of the logs are damaged. Ctrl-C ends it with the summary
+    /// and the command that goes on from there.
+    #[command(after_help = "\
+Examples:
+  metricstream --config metricstream.toml log replay --from -2h --sink influx --dry-run
+  metricstream --config metricstream.toml log replay --from 2026-01-31T12:00:00Z --to 2026-01-31T13:00:00Z --sink kafka
+  metricstream --config metricstream.toml log replay --from -1d --to -1h --sink influx --client payments --name 'api.*' --rate 20000")]
+    Replay(ReplayArgs),
     /// Cut torn tails and set damaged blocks aside, so that the next start need not
     ///
     /// Does what a start would do, and says it: zeroes what follows a torn tail and moves damaged blocks into the
@@ -308,6 +330,45 @@ pub struct LogArgs {
     pub json: bool,
 }
 
+#[derive(Clone, Debug, PartialEq, Args)]
+pub struct ReplayArgs {
+    /// First timestamp that is sent
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
+    pub from: When,
+    /// First timestamp that is not sent any more
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true, default_value = "now")]
+    pub to: When,
+    /// Name of a [[sink]] in the configuration
+    #[arg(long, value_name = "NAME")]
+    pub sink: String,
+    /// Only of this client; a glob; may be repeated
+    #[arg(long, value_name = "GLOB")]
+    pub client: Vec<String>,
+    /// Only metrics of this name; a glob; may be repeated
+    #[arg(long, value_name = "GLOB")]
+    pub name: Vec<String>,
+    /// Points a second at most
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub rate: Option<u64>,
+    /// Count what would be sent, and send nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// End with an error when the sink takes nothing for this long
+    ///
+    /// What an operator has to mend (a missing topic or database, a refused token) ends it at once.
+    #[arg(long, value_name = "DURATION", default_value = "60 s", value_parser = parse_duration)]
+    pub give_up_after: std::time::Duration,
+    /// Go on where an earlier replay has ended: as it has printed
+    #[arg(long, value_name = "LOG:NUMBER,..", value_parser = crate::forward::replay::parse_resume)]
+    pub resume: Option<crate::forward::replay::Resume>,
+    /// Summary as JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Data directory [configuration: node.data_dir]
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+}
+
 /// One of the logs in a data directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogName {
@@ -345,6 +406,7 @@ impl Cli {
             Command::Log(LogCommand::Verify(log) | LogCommand::Dump(log) | LogCommand::Repair { log, .. }) => {
                 overrides.data_dir.clone_from(&log.data_dir);
             }
+            Command::Log(LogCommand::Replay(args)) => overrides.data_dir.clone_from(&args.data_dir),
             Command::Log(LogCommand::Cursors { data_dir, .. }) => overrides.data_dir.clone_from(data_dir),
             Command::DeadLetter(DeadLetterCommand::List(args) | DeadLetterCommand::Retry(args)) => {
                 overrides.data_dir.clone_from(&args.data_dir);
@@ -370,38 +432,6 @@ fn log_levels() -> impl TypedValueParser<Value = Level> {
 fn log_formats() -> impl TypedValueParser<Value = LogFormat> {
     PossibleValuesParser::new(LogFormat::ALL.iter().map(|f| f.word()))
         .map(|word| *LogFormat::ALL.iter().find(|f| f.word() == word).expect("one of the words above"))
-}
-
-/// Unix milliseconds of `2026-01-31T12:00:00Z`, `2026-01-31 13:00:00.5+01:00` or plain milliseconds.
-fn parse_time_ms(text: &str) -> Result<i64, String> {
-    if let Ok(ms) = text.parse::<i64>() {
-        return Ok(ms);
-    }
-    const MEANT: &str = "write a time such as 2026-01-31T12:00:00Z, or Unix milliseconds";
-    let read: toml::value::Datetime = text.parse().map_err(|_| MEANT.to_owned())?;
-    let (Some(date), Some(time), Some(offset)) = (read.date, read.time, read.offset) else {
-        return Err(format!("date, time and offset (Z) are needed: {MEANT}"));
-    };
-    let offset_min = match offset {
-        toml::value::Offset::Z => 0,
-        toml::value::Offset::Custom { minutes } => i64::from(minutes),
-    };
-    let minutes = i64::from(time.hour) * 60 + i64::from(time.minute) - offset_min;
-    let seconds = days_from_civil(i64::from(date.year), i64::from(date.month), i64::from(date.day)) * 86_400
-        + minutes * 60
-        + i64::from(time.second.unwrap_or(0));
-    Ok(seconds * 1000 + i64::from(time.nanosecond.unwrap_or(0)) / 1_000_000)
-}
-
-/// Days since 1970-01-01 in the proleptic Gregorian calendar (Howard Hinnant, "chrono-Compatible Low-Level Date
-/// Algorithms"): years begin in March, so that the leap day is a year's last.
-fn days_from_civil(year: i64, month: i64, day: i64) -> i64 {
-    let year = if month <= 2 { year - 1 } else { year };
-    let era = year.div_euclid(400);
-    let year_of_era = year.rem_euclid(400);
-    let day_of_year = (153 * ((month + 9) % 12) + 2) / 5 + day - 1;
-    let day_of_era = year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year;
-    era * 146_097 + day_of_era - 719_468
 }
 
 #[cfg(test)]

@@ -16,3 +16,4 @@ pub mod rebuild;
 pub mod reducer;
 pub mod sockets;
 pub mod translate;
+pub mod when;

@@ -1,4 +1,4 @@
-//! `metricstream log verify | dump | repair | cursors`: the logs on disk, without a server.
+//! `metricstream log verify | dump | repair | cursors | replay`: the logs on disk, without a server.
 
 use std::collections::BTreeMap;
 use std::io::{self, BufWriter, Write};
@@ -25,6 +25,7 @@ pub fn run(command: &LogCommand, config: &Config) -> Exit {
     let args = match command {
         LogCommand::Verify(args) | LogCommand::Dump(args) => args,
         LogCommand::Repair { log, .. } => log,
+        LogCommand::Replay(args) => return forward::replay::run(args, config),
         LogCommand::Cursors { json, forget, .. } => {
             // `--data-dir` stands in the configuration by now.
             return match forward::command::run(config, &config.node.data_dir, *json, forget.as_deref()) {
@@ -60,7 +61,7 @@ pub fn run(command: &LogCommand, config: &Config) -> Exit {
                 Ok(_lock) => repair_all(&targets, node_id),
             }
         }
-        LogCommand::Cursors { .. } => unreachable!("answered above"),
+        LogCommand::Cursors { .. } | LogCommand::Replay(_) => unreachable!("answered above"),
     };
     match done {
         Ok(exit) => exit,

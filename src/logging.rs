@@ -105,10 +105,18 @@ impl LogLines {
 /// Sends all lines of the process to standard error. Call once, before any thread is started; the error is a second
 /// call.
 pub fn start(logging: &Logging) -> Result<LogLines, tracing::subscriber::SetGlobalDefaultError> {
+    start_with(logging, std::io::stderr)
+}
+
+/// The same through a writer that knows what else is on standard error.
+pub fn start_with<W>(logging: &Logging, writer: W) -> Result<LogLines, tracing::subscriber::SetGlobalDefaultError>
+where
+    W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
+{
     let started = Instant::now();
     let clock: Clock = Arc::new(move || u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX));
     let colour = std::io::stderr().is_terminal();
-    let (subscriber, lines) = subscriber(logging, clock, colour, std::io::stderr);
+    let (subscriber, lines) = subscriber(logging, clock, colour, writer);
     tracing::subscriber::set_global_default(subscriber)?;
     Ok(lines)
 }

@@ -19,8 +19,8 @@ use crossbeam_queue::ArrayQueue;
 use metricstream_shards::counters::{Counters, Distributions};
 use metricstream_shards::http::{Route, Router};
 use metricstream_shards::log::{
-    AGGREGATE_LOG_ID, BlockingLog, DurableMark, LogWriter, Mark, PAGE_BYTES, Recovered, WriteMode, WriterConfig,
-    recover,
+    AGGREGATE_LOG_ID, BlockingLog, DurableMark, LogStart, LogWriter, Mark, PAGE_BYTES, Recovered, WriteMode,
+    WriterConfig, recover,
 };
 use metricstream_shards::mailbox::{Doorbell, Mailbox};
 use metricstream_shards::ring::{probe, uring};
@@ -108,7 +108,7 @@ pub fn run(config: &Config, clients: &[ResolvedClient], lines: &LogLines) -> Res
     numbers.extend((0..shard_count as u32).filter(|n| !numbers.contains(n)).collect::<Vec<_>>());
     numbers.sort_unstable();
     let aggregate_dir = data.aggregate_log();
-    let (mode, recovered, aggregate, place_in_time) = std::thread::scope(|scope| {
+    let (mode, mut recovered, mut aggregate, place_in_time) = std::thread::scope(|scope| {
         let mode = scope.spawn(|| flush_mode(config));
         let logs: Vec<_> = numbers
             .iter()
@@ -126,6 +126,8 @@ pub fn run(config: &Config, clients: &[ResolvedClient], lines: &LogLines) -> Res
         let recovered = joined.collect::<Result<Vec<_>, RunError>>()?;
         Ok::<_, RunError>((mode.join().expect("the probe does not panic"), recovered, aggregate, place_in_time))
     })?;
+    let starts = recovered.iter_mut().map(|(_, log)| &mut log.start).chain([&mut aggregate.start]);
+    one_epoch(starts);
     let last_stamp_ns =
         recovered.iter().map(|(_, log)| log).chain([&aggregate]).filter_map(|log| log.last_stamp_ns).max();
     let spans = translate::spans(config);
@@ -660,6 +662,16 @@ fn kernel_release() -> String {
     std::fs::read_to_string("/proc/sys/kernel/osrelease").map(|text| text.trim().to_string()).unwrap_or_default()
 }
 
+/// The same epoch for all logs, that no start of this directory has had: ids rest on it ([`forward::id`]). The log of a
+/// shard that was gone is empty and would begin with epoch 1 again, as it begins with point 0 again.
+fn one_epoch<'a>(starts: impl Iterator<Item = &'a mut LogStart>) {
+    let starts: Vec<_> = starts.collect();
+    let epoch = starts.iter().map(|start| start.epoch).max().unwrap_or(1);
+    for start in starts {
+        start.epoch = epoch;
+    }
+}
+
 /// Civil time of a Unix time, in UTC (days-to-date after Howard Hinnant's `civil_from_days`).
 pub(crate) fn rfc3339(ns: i64) -> String {
     let s = ns.div_euclid(1_000_000_000);
@@ -678,6 +690,15 @@ pub(crate) fn rfc3339(ns: i64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A shard that went and came back had epoch 1 and number 0 again, and its new points the ids of its old ones.
+    #[test]
+    fn a_log_that_begins_anew_has_an_epoch_that_no_start_had() {
+        let mut starts = [LogStart::empty(), LogStart::empty(), LogStart::empty()];
+        (starts[0].epoch, starts[2].epoch) = (9, 7);
+        one_epoch(starts.iter_mut());
+        assert_eq!(starts.map(|start| start.epoch), [9, 9, 9]);
+    }
 
     #[test]
     fn open_doors_are_told_and_closed_ones_are_not() {

@@ -169,8 +169,13 @@ pub fn reducer(config: &Config, shards: usize, rebuilds: usize, epoch: u64) -> r
         detail: detail(config),
         windows_s,
         keep_state: config.sink.iter().any(|sink| {
-            // Others cannot say it.
-            sink.r#type == crate::config::SinkType::Kafka && sink.send != crate::config::Send::Raw
+            // Line protocol cannot say it.
+            let says_json = match sink.r#type {
+                crate::config::SinkType::Kafka => true,
+                crate::config::SinkType::File => sink.format == crate::config::SinkFormat::Json,
+                crate::config::SinkType::Influx => false,
+            };
+            says_json && sink.send != crate::config::Send::Raw
         }),
         memory_bytes_max: config.windows.reducer_bytes_max.bytes() as usize,
         shards: shards as u16,

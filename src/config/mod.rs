@@ -15,7 +15,7 @@ mod value;
 pub use check::{ResolvedClient, SecretPlaces, check, resolve_clients};
 pub use problem::{Problem, Problems};
 pub use schema::*;
-pub use units::ByteSize;
+pub use units::{ByteSize, parse_duration};
 pub use value::{ByteRate, Rate, Secret, Selector, parse_address};
 
 use declare::{At, Printer};

@@ -345,6 +345,7 @@ impl Courier {
             from,
             first_point,
             filter: &self.filter,
+            part: None,
             scratch: &mut feed.scratch,
             seen: Seen::default(),
         };

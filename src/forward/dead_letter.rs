@@ -11,8 +11,8 @@
 //! of their entries are placed, and are found again after a crash.
 
 use serde::{Deserialize, Serialize};
-use std::collections::HashSet;
-use std::fs::{self, File, OpenOptions};
+use std::collections::{BTreeMap, HashSet};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
@@ -32,6 +32,9 @@ pub struct Entry {
     /// Key of a Kafka record
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<String>,
+    /// Headers of a Kafka record besides its id
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub headers: BTreeMap<String, String>,
     /// What was sent: a line of line protocol, a JSON document
     pub body: String,
 }
@@ -179,6 +182,16 @@ impl DeadLetters {
         Ok(Taken { entries, unreadable, paths, dir: self.dir.clone() })
     }
 
+    /// Held while letters are sent again: a second retry would send the same ones beside it. `None`: somebody has it.
+    pub fn hold_retry(&self) -> io::Result<Option<RetryHeld>> {
+        let file = OpenOptions::new().create(true).append(true).open(self.dir.join("retry-lock"))?;
+        match file.try_lock() {
+            Ok(()) => Ok(Some(RetryHeld { _file: file })),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(error)) => Err(error),
+        }
+    }
+
     fn hold(&self) -> io::Result<Held> {
         // A lock of its own descriptor: two threads of one process exclude each other as two processes do.
         let file = OpenOptions::new().append(true).open(self.dir.join("lock"))?;
@@ -188,6 +201,12 @@ impl DeadLetters {
 }
 
 struct Held {
+    _file: File,
+}
+
+/// The one retry of a sink's letters; the kernel lets it go when the process ends.
+#[derive(Debug)]
+pub struct RetryHeld {
     _file: File,
 }
 
@@ -316,6 +335,7 @@ mod tests {
             target: "db=metrics rp=raw".into(),
             reason: reason.into(),
             key: None,
+            headers: BTreeMap::new(),
             body: format!("cpu,host=a value=\"{id}\nsecond line\" 1"),
         }
     }
@@ -324,6 +344,17 @@ mod tests {
     }
     fn ids(letters: &DeadLetters) -> Vec<String> {
         letters.list().expect("lists").0.into_iter().map(|e| e.id).collect()
+    }
+
+    #[test]
+    fn one_retry_at_a_time() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let letters = open(dir.path());
+        let first = letters.hold_retry().expect("lockable");
+        assert!(first.is_some() && open(dir.path()).hold_retry().expect("lockable").is_none());
+        drop(first);
+        assert!(letters.hold_retry().expect("lockable").is_some());
+        assert_eq!(letters.stock().expect("counted"), Stock::default(), "a lock is no letter");
     }
 
     #[test]

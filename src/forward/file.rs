@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 
 use metricstream_shards::log::AGGREGATE_LOG_ID;
 
-use super::json::JsonLines;
-use super::line;
+use super::line::{Lines, Schema};
+use super::ndjson::JsonLines;
 use super::share::log_name;
 use super::sink::{Report, Settled, Sink, SinkFailed, UnitId};
 use super::unit::{Item, Unit};
@@ -54,6 +54,7 @@ pub struct Settings {
 pub struct FileSink {
     settings: Settings,
     json: JsonLines,
+    lines: Lines,
     /// The directory is there, and holds nothing unfinished
     prepared: bool,
     raw: Output,
@@ -94,6 +95,8 @@ impl FileSink {
         FileSink {
             settings,
             json: JsonLines::new(node_id),
+            // Whoever reads the file has room for every type.
+            lines: Lines::new(Schema::Natural, true),
             prepared: false,
             raw: Output { prefix: "raw", open: None },
             aggregates: Output { prefix: "aggregates", open: None },
@@ -124,15 +127,20 @@ impl FileSink {
         if !self.prepared {
             self.prepare()?;
         }
-        let FileSink { settings, json, raw, aggregates, text, .. } = self;
+        let FileSink { settings, json, lines, raw, aggregates, text, .. } = self;
         let output = if unit.log_id == AGGREGATE_LOG_ID { aggregates } else { raw };
         let (log, segment) = (log_name(unit.log_id), (unit.log_id, unit.segment_id));
         unit.for_each(|item| {
             match (settings.format, item) {
                 (Format::Json, Item::Point(point)) => json.point(segment, &log, &point, text),
                 (Format::Json, Item::Window(window)) => json.window(&log, &window, text),
-                (Format::Line, Item::Point(point)) => line::point(&point, text),
-                (Format::Line, Item::Window(window)) => line::window(&window, text),
+                (Format::Line, Item::Point(point)) => {
+                    // Keys are checked where records are made.
+                    if let Some(series) = lines.series(segment.0, segment.1, &point) {
+                        series.point(point.value, point.timestamp_ns, text);
+                    }
+                }
+                (Format::Line, Item::Window(window)) => lines.window(&window, text),
             }
             if text.len() >= BUFFER_BYTES {
                 output.writer(settings, now)?.write_all(text)?;

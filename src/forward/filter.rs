@@ -8,9 +8,13 @@ use crate::reducer::rules::Glob;
 #[derive(Clone, Debug)]
 pub struct Filter {
     /// Any of them; none stands for all
+    clients: Vec<Glob>,
+    /// Any of them; none stands for all
     names: Vec<Glob>,
     /// All of them; the tag must be there
     tags: Vec<(Box<str>, Glob)>,
+    /// Both have to take it
+    also: Option<Box<Filter>>,
 }
 
 impl Filter {
@@ -19,18 +23,31 @@ impl Filter {
         tags: impl IntoIterator<Item = (&'a String, &'a String)>,
     ) -> Filter {
         Filter {
+            clients: Vec::new(),
+            also: None,
             names: names.into_iter().map(|glob| Glob::new(glob)).collect(),
             tags: tags.into_iter().map(|(tag, glob)| (tag.as_str().into(), Glob::new(glob))).collect(),
         }
     }
 
+    /// What this one takes, of these clients and under these names only; none stand for all.
+    pub fn narrowed(self, clients: &[String], names: &[String]) -> Filter {
+        let globs = |of: &[String]| of.iter().map(|glob| Glob::new(glob)).collect();
+        Filter { clients: globs(clients), names: globs(names), tags: Vec::new(), also: Some(Box::new(self)) }
+    }
+
     pub fn takes_all(&self) -> bool {
-        self.names.is_empty() && self.tags.is_empty()
+        self.clients.is_empty()
+            && self.names.is_empty()
+            && self.tags.is_empty()
+            && self.also.as_ref().is_none_or(|also| also.takes_all())
     }
 
     pub fn takes(&self, series: &Parsed<'_>) -> bool {
         let tag = |wanted: &str| series.tags.iter().find(|(key, _)| *key == wanted).map(|(_, value)| *value);
-        (self.names.is_empty() || self.names.iter().any(|glob| glob.matches(series.name)))
+        (self.clients.is_empty() || self.clients.iter().any(|glob| glob.matches(series.client)))
+            && self.also.as_ref().is_none_or(|also| also.takes(series))
+            && (self.names.is_empty() || self.names.iter().any(|glob| glob.matches(series.name)))
             && self.tags.iter().all(|(key, glob)| tag(key).is_some_and(|value| glob.matches(value)))
     }
 
@@ -113,6 +130,29 @@ mod tests {
         ] {
             assert_eq!(filter(names, tags).takes_key(&key(name, of)), takes, "{names:?} {tags:?} on {name} {of:?}");
         }
+    }
+
+    #[test]
+    fn a_narrowed_filter_takes_what_both_take() {
+        let narrowed = |clients: &[&str], names: &[&str]| {
+            let owned = |of: &[&str]| of.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
+            filter(&["cpu*"], &[("dc", "eu")]).narrowed(&owned(clients), &owned(names))
+        };
+        for (clients, names, name, dc, takes) in [
+            (&[][..], &[][..], "cpu.user", "eu", true),
+            (&[], &[], "mem", "eu", false),
+            (&[], &[], "cpu", "us", false),
+            (&["client", "x"], &[], "cpu", "eu", true),
+            (&["cl*"], &["*.user"], "cpu.user", "eu", true),
+            (&["x"], &[], "cpu", "eu", false),
+            (&[], &["mem"], "mem", "eu", false),
+            (&[], &["cpu"], "cpu.user", "eu", false),
+        ] {
+            let key = key(name, &[("dc", dc)]);
+            assert_eq!(narrowed(clients, names).takes_key(&key), takes, "{clients:?} {names:?} on {name} {dc}");
+        }
+        assert!(filter(&[], &[]).narrowed(&[], &[]).takes_all());
+        assert!(!filter(&["a"], &[]).narrowed(&[], &[]).takes_all());
     }
 
     #[test]

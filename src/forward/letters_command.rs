@@ -69,6 +69,10 @@ fn send_again(mut letters: DeadLetters, name: &str, root: &Path, config: &Config
         eprintln!("{name}: no sink of this name is configured, so nothing is sent");
         return Ok(false);
     };
+    let Some(_held) = letters.hold_retry()? else {
+        eprintln!("{name}: another retry is at work on these; nothing was sent");
+        return Ok(false);
+    };
     let taken = letters.take()?;
     let count = taken.entries.len();
     match resend(sink, root, taken.entries.clone()) {

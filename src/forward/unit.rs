@@ -2,6 +2,8 @@
 //!
 //! Records are validated here, once a sink, and read in place: a point is a view into the piece and the decoded columns.
 
+use std::ops::Range;
+
 use metricstream_shards::log::{BatchDecoder, RecordKind};
 use metricstream_shards::point::{INLINE_BIT, Kind, NO_TIMESTAMP};
 
@@ -47,10 +49,38 @@ pub struct Window<'a> {
     pub view: RecordView<'a>,
 }
 
+impl Window<'_> {
+    /// Its numbers beside the count, by the names they have everywhere. Quantiles that are not kept are NaN: like what has
+    /// overflowed, they have no value to write.
+    pub fn numbers(&self) -> [(&'static str, f64); 7] {
+        let a = &self.view.aggregates;
+        let [p50, p95, p99] = a.quantiles.map_or([f64::NAN; 3], |q| [q.p50, q.p95, q.p99]);
+        [("sum", a.sum), ("min", a.min), ("max", a.max), ("avg", a.avg), ("p50", p50), ("p95", p95), ("p99", p99)]
+    }
+}
+
 /// What a sink is shown.
 pub enum Item<'a> {
     Point(Point<'a>),
     Window(Window<'a>),
+}
+
+/// What a replay makes of an item that the filter takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Choice {
+    Take,
+    /// Its time is not in the range
+    Outside,
+    /// A later revision says what its window is
+    Superseded,
+}
+
+/// Part of a unit, as a replay wants it.
+#[derive(Clone)]
+pub struct Part<'a> {
+    /// Only points with these numbers; the others are not counted either
+    pub numbers: Range<u64>,
+    pub choose: &'a dyn Fn(&Item<'_>) -> Choice,
 }
 
 /// What a sink's look at a unit has come to.
@@ -59,6 +89,9 @@ pub struct Seen {
     /// Shown to the sink
     pub passed: u64,
     pub filtered: u64,
+    /// Not chosen, by their time or because there is a later revision
+    pub outside: u64,
+    pub superseded: u64,
     /// In records that cannot be read, or of series that have no name
     pub unreadable: u64,
 }
@@ -81,6 +114,8 @@ pub struct Unit<'a> {
     /// Points below were had before: blocks written a second time after a failure
     pub(super) first_point: u64,
     pub(super) filter: &'a Filter,
+    /// `None`: all of it
+    pub(super) part: Option<Part<'a>>,
     pub(super) scratch: &'a mut Scratch,
     pub(super) seen: Seen,
 }
@@ -93,6 +128,18 @@ impl Unit<'_> {
         let Scratch { decoder, decisions } = &mut *self.scratch;
         let mut seen = Seen::default();
         let mut expected = self.first_point;
+        let part = self.part.clone();
+        let is_meant = |number: u64| part.as_ref().is_none_or(|part| part.numbers.contains(&number));
+        // Answers whether an item that the filter takes is to be shown.
+        let chosen = |item: &Item<'_>, seen: &mut Seen| {
+            let choice = part.as_ref().map_or(Choice::Take, |part| (part.choose)(item));
+            match choice {
+                Choice::Take => seen.passed += 1,
+                Choice::Outside => seen.outside += 1,
+                Choice::Superseded => seen.superseded += 1,
+            }
+            choice == Choice::Take
+        };
         let names = &*piece.names;
         let mut walk = || {
             for block in piece.blocks(self.from) {
@@ -108,6 +155,10 @@ impl Unit<'_> {
                             let Ok((envelope, batch)) = decoder.decode(record.bytes) else { continue };
                             for n in 0..batch.len() {
                                 let this = number + n as u64;
+                                if !is_meant(this) {
+                                    block_seen += 1;
+                                    continue;
+                                }
                                 let series = batch.series[n];
                                 let (key, taken) = if series & INLINE_BIT != 0 {
                                     let key = &*batch.inline_keys[(series & !INLINE_BIT) as usize];
@@ -137,14 +188,13 @@ impl Unit<'_> {
                                     seen.filtered += 1;
                                     continue;
                                 }
-                                seen.passed += 1;
                                 let is_identified =
                                     batch.timestamps_ns[n] != NO_TIMESTAMP && !envelope.same_timestamp_all;
                                 let timestamp_ns = match batch.timestamps_ns[n] {
                                     NO_TIMESTAMP => envelope.stamp_ns,
                                     given => given,
                                 };
-                                show(Item::Point(Point {
+                                let item = Item::Point(Point {
                                     number: this,
                                     epoch: block.header.epoch,
                                     is_identified,
@@ -154,7 +204,10 @@ impl Unit<'_> {
                                     value,
                                     request_id: envelope.request_id,
                                     traceparent: envelope.traceparent,
-                                }))?;
+                                });
+                                if chosen(&item, &mut seen) {
+                                    show(item)?;
+                                }
                             }
                             number += batch.len() as u64;
                         }
@@ -164,15 +217,17 @@ impl Unit<'_> {
                                 let this = number;
                                 number += 1;
                                 block_seen += 1;
-                                if shown.is_err() {
+                                if shown.is_err() || !is_meant(this) {
                                     return;
                                 }
                                 if !filter.takes_key(view.key) {
                                     seen.filtered += 1;
                                     return;
                                 }
-                                seen.passed += 1;
-                                shown = show(Item::Window(Window { number: this, epoch: block.header.epoch, view }));
+                                let item = Item::Window(Window { number: this, epoch: block.header.epoch, view });
+                                if chosen(&item, &mut seen) {
+                                    shown = show(item);
+                                }
                             });
                             shown?;
                         }

@@ -4,14 +4,17 @@ import collections
 import json
 import os
 import random
+import shutil
 import subprocess
 import time
 
+import jsonschema
 import pytest
+import requests
 
 from support import output
 from support.ledger import Load
-from support.server import eventually
+from support.server import ROOT, eventually
 
 MIB = 1 << 20
 SMALL_LOG = {"segment_bytes": "1 MiB", "bytes_max": "4 MiB", "spare_segments": 1, "retention": "60 s"}
@@ -23,6 +26,15 @@ pytestmark = pytest.mark.usefixtures("real_server_only")
 def file_sink(path, name="out", **more):
     return {"name": name, "type": "file", "path": str(path), "send": "raw", "rotate_every": "300 ms",
             "retry_every_max": "500 ms"} | more
+
+
+def valid(rows, schema):
+    """Every row is what the schema of its kind says."""
+    validator = jsonschema.Draft202012Validator(json.loads((ROOT / "src/forward/schema" / f"{schema}.json").read_text()))
+    for row in rows:
+        validator.validate(row)
+        assert "id" in row
+    return rows
 
 
 def lag(server, sink="out"):
@@ -80,7 +92,7 @@ def test_a_point_comes_out_as_it_went_in(make_server, tmp_path, compression, suf
     server.write_lines("kinds i=9007199254740993i,u=18446744073709551615u,b=true,s=\"two\\\"words\" 1700000000123000000")
     drained(server)
     assert all(path.name.endswith(f".ndjson{suffix}") for path in output.files(out, "raw"))
-    rows = {row["name"]: row for row in output.rows(out)}
+    rows = {row["name"]: row for row in valid(output.rows(out), "metrics-raw")}
     assert rows["a \"b\""]["value"] == 2**53 and rows["a \"b\""]["tags"] == {"host": "é", "dc": "eu"}
     assert output.time_ns(rows["a \"b\""]) == now_ns
     assert rows["plain"]["value"] == -0.25 and "timestamp_ns" not in rows["plain"]
@@ -89,7 +101,7 @@ def test_a_point_comes_out_as_it_went_in(make_server, tmp_path, compression, suf
              for name, row in rows.items() if name.startswith("kinds")}
     assert set(kinds.values()) >= {9007199254740993, 18446744073709551615, True, 'two"words'}, kinds
     node = server.status()["node_id"][:16]
-    assert {row["id"].rsplit("-", 1)[0] for row in rows.values()} <= {f"{node}-0", f"{node}-1"}
+    assert {row["id"].rsplit("-", 2)[0] for row in rows.values()} <= {f"{node}-0", f"{node}-1"}
     assert server.terminate() == 0
 
 
@@ -101,12 +113,13 @@ def test_windows_come_out_with_their_numbers_and_line_protocol_with_its_escapes(
     base_ns = (time.time_ns() // 10**10 - 1) * 10**10
     server.write_lines("\n".join(f"m\\ x,k=a\\,b value={n} {base_ns + n}" for n in range(5)))
     rows = eventually(lambda: output.rows(tmp_path / "json", "aggregates"), 30, "a window in a file")
-    [row] = [row for row in rows if row["name"] == "m x"]
+    [row] = [row for row in valid(rows, "metrics-aggregated") if row["name"] == "m x"]
     assert (row["count"], row["sum"], row["min"], row["max"], row["window_s"]) == (5, 10, 0, 4, 10)
     assert row["start_ms"] == base_ns // 10**6 and row["tags"] == {"k": "a,b"} and row["revision"] == 0
+    assert row["rule"] is None and row["state"]["sum"] == ["5", 1] and row["state"]["zeros"] == 1, "as Kafka gets it"
     drained(server, "line")
     assert list(output.lines(tmp_path / "line", "raw")) == [
-        f"m\\ x,k=a\\,b,client_id=127.0.0.1 value={n}.0 {base_ns + n}" for n in range(5)]
+        f"m\\ x,client_id=127.0.0.1,k=a\\,b value={n}.0 {base_ns + n}" for n in range(5)]
     books(server)
 
 
@@ -175,6 +188,37 @@ def test_every_acknowledged_point_comes_out_once_over_kills_and_other_numbers_of
         assert c["delivered"] == c["next_point"] - c["first_point"] == dumped[log], (log, c, dumped)
         assert c["lag_points"] == 0 == c["lag_bytes"], c
     assert sum(dumped.values()) == len(rows)
+
+
+def test_a_shard_that_comes_back_gives_no_id_a_second_time(make_server, tmp_path):
+    """Its log is empty then, and counts points from 0 again."""
+    out = tmp_path / "out"
+    server = make_server(node={"shards": 2}, sink=[file_sink(out)]).start()
+
+    def load(name):
+        # Each on a connection of its own, until both shards have had some.
+        logs = set()
+        for n in range(200):
+            requests.post(server.url("/write"), f"{name} value={n} {time.time_ns()}", timeout=20).raise_for_status()
+            if n % 20 == 19:
+                drained(server)
+                logs = {output.place(row)[0] for row in output.rows(out) if row["name"] == name}
+                if logs == {"0", "1"}:
+                    return n + 1
+        raise AssertionError(f"200 connections, and only {logs} had any")
+    sent = load("before")
+    assert server.terminate() == 0
+    shutil.rmtree(server.data_dir / "log" / "1")  # as it goes when it was folded and its time is over
+    server.settings["node"]["shards"] = 1
+    server.start()
+    assert server.terminate() == 0
+    server.settings["node"]["shards"] = 2
+    server.start()
+    sent += load("after")
+    rows = output.rows(out)
+    assert len(rows) == sent == len({row["id"] for row in rows})
+    numbers = [output.place(row) for row in rows]
+    assert len(set(numbers)) < sent, "the same numbers, told apart by their epochs"
 
 
 def test_a_full_output_disk_is_retried_memory_stays_flat_and_nothing_is_lost(make_server, tmp_path):

@@ -19,7 +19,7 @@ from support import oracle
 from support.kafka import Kafka, first_of_each_id
 from support.server import ROOT, eventually
 
-SCHEMAS = ROOT / "src" / "forward" / "kafka" / "schema"
+SCHEMAS = ROOT / "src" / "forward" / "schema"
 RAW, AGGREGATED = "metrics-raw", "metrics-aggregated"
 
 
@@ -311,9 +311,24 @@ def test_a_record_that_is_too_large_goes_to_the_dead_letters_alone(make_server, 
     assert len({letter["id"] for letter in letters}) == 2
     assert all("too large" in letter["reason"].lower() and letter["target"] == topics[0] for letter in letters), letters[0]["reason"]
     assert all(len(json.loads(letter["body"])["value"]) == 8000 for letter in letters)
+    assert all(letter["headers"]["point"] for letter in letters)
+    # Sent again beside the running server, once the topic takes them: the same records, and the letters go.
+    retry = ["--config", str(server.config_path), "dead-letter", "retry", "--sink", "kafka"]
+    assert "0 of 2 sent, 2 refused again" in server.cli(*retry).stdout and len(dead_letters(server)) == 2
+    kafka.alter_topic(topics[0], max_message_bytes=100_000)
+
+    def taken():
+        # The topic's new bound takes its time to be in force.
+        server.cli(*retry)
+        return not dead_letters(server)
+    eventually(taken, 60, "the letters are taken", every_s=1)
+    retried = {record.id: record for record in kafka.read(topics[0])}
+    for letter in letters:
+        record = retried[letter["id"]]
+        assert record.value == json.loads(letter["body"]) and record.headers["point"] == letter["headers"]["point"]
     # Good ones after it are not held up.
     server.write_lines("\n".join(f"more,host=h n={n}i" for n in range(500)))
-    eventually(lambda: len({r.id for r in kafka.read(topics[0])}) == 2498, 60, lambda: server.log_tail(20), every_s=1)
+    eventually(lambda: len({r.id for r in kafka.read(topics[0])}) == 2500, 60, lambda: server.log_tail(20), every_s=1)
 
 
 def test_a_deleted_topic_holds_the_sink_and_loses_nothing(make_server, kafka, topics):

@@ -49,5 +49,5 @@ def time_ns(row):
 
 def place(row):
     """(log, number) of a row's id."""
-    _, log, number = row["id"].split("-")
+    _, log, _, number = row["id"].split("-")
     return log, int(number)

@@ -53,8 +53,13 @@ def free_ports(n):
     return found
 
 
+# What eventually happens may take this much longer than on an idle machine. Tests that bound a time measure it themselves.
+PATIENCE = float(os.environ.get("METRICSTREAM_TEST_PATIENCE", "3"))
+
+
 def eventually(check, timeout_s, what, every_s=0.1):
-    """Returns the first truthy answer of `check`; fails with `what` and the last answer after `timeout_s`."""
+    """Returns the first truthy answer of `check`; fails with `what` after `timeout_s`, and PATIENCE."""
+    timeout_s *= PATIENCE
     deadline = time.monotonic() + timeout_s
     while True:
         # A check may take long: one that began before the deadline does not say how things are at the deadline.

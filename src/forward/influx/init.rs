@@ -11,8 +11,8 @@ use serde_json::{Value, json};
 use super::Credentials;
 use super::answer::Heard;
 use super::client::{Client, encoded};
-use super::line::MEASUREMENT;
 use crate::args::{Exit, InfluxInitArgs};
+use crate::forward::line::MEASUREMENT;
 use std::time::Duration;
 
 /// One resolution.

@@ -15,8 +15,8 @@ use super::delivery::{Action, Delivery, Fate};
 use crate::forward::breaker::{Admission, Permit};
 use crate::forward::calls::CallBooks;
 use crate::forward::dead_letter::{DeadLetters, Entry};
+use crate::forward::id::Ids;
 use crate::forward::retry::Backoff;
-use crate::forward::share::log_name;
 use crate::forward::sink::{Settled, UnitId};
 use crate::reducer::thread::wall_ns;
 
@@ -28,8 +28,8 @@ pub struct Batch {
     pub text: Vec<u8>,
     /// Where each line ends in `text`
     pub ends: Vec<u32>,
-    /// Number of each line's point in its log
-    pub numbers: Vec<u64>,
+    /// Epoch and number of each line's point in its log
+    pub places: Vec<(u64, u64)>,
     /// The units that lines come from: unit, log, first line
     pub units: Vec<(UnitId, u32, u32)>,
     pub begun: Instant,
@@ -37,7 +37,7 @@ pub struct Batch {
 
 impl Batch {
     pub fn new(generation: u64, target: usize, begun: Instant) -> Batch {
-        Batch { generation, target, text: Vec::new(), ends: Vec::new(), numbers: Vec::new(), units: Vec::new(), begun }
+        Batch { generation, target, text: Vec::new(), ends: Vec::new(), places: Vec::new(), units: Vec::new(), begun }
     }
 
     fn start_of(&self, line: usize) -> usize {
@@ -83,7 +83,7 @@ pub struct Done {
 /// What the lanes of a sink share.
 pub struct Shared {
     pub name: String,
-    pub node: String,
+    pub ids: Ids,
     pub client: Client,
     /// Where raw points and windows go, for people
     pub labels: [String; 2],
@@ -268,15 +268,16 @@ impl Lane<'_> {
     /// Not before it is on disk may the cursor move past the line; a disk that fails is waited for.
     fn set_aside(&self, batch: &Batch, line: usize, reason: String) -> Option<()> {
         let shared = self.shared;
-        let (_, log_id) = batch.unit_of(line);
+        let ((_, log_id), (epoch, number)) = (batch.unit_of(line), batch.places[line]);
         let text = &batch.text[batch.start_of(line)..batch.ends[line] as usize - 1];
         let entry = Entry {
-            id: format!("{}{}-{}", shared.node, log_name(log_id), batch.numbers[line]),
+            id: shared.ids.text(log_id, epoch, number),
             time_ms: wall_ns() / 1_000_000,
             sink: shared.name.clone(),
             target: shared.labels[batch.target].clone(),
             reason,
             key: None,
+            headers: Default::default(),
             body: String::from_utf8_lossy(text).into_owned(),
         };
         tracing::warn!(

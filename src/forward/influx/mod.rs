@@ -10,7 +10,6 @@ pub mod client;
 pub mod delivery;
 pub mod init;
 mod lane;
-pub mod line;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -21,13 +20,13 @@ use std::time::{Duration, Instant};
 
 use super::calls::CallBooks;
 use super::dead_letter::{Bounds, DeadLetters, Entry};
-use super::json::node_prefix;
+use super::id::{self, Ids};
+use super::line::{self, Lines, Schema, is_aggregate};
 use super::sink::{Report, Settled, Sink, SinkFailed, UnitId};
 use super::unit::{Item, Unit};
 use crate::config::{self, InfluxApi, InfluxSchema};
 use client::{Client, Target, authorization};
 use lane::{Batch, Done, Shared};
-use line::{Lines, Schema, is_aggregate};
 
 const QUEUED_BYTES_MAX: usize = 24 << 20;
 /// How soon answers are looked at while writes are in flight.
@@ -172,7 +171,7 @@ pub fn problems(sink: &config::Sink) -> Vec<(&'static str, String)> {
 
 pub struct InfluxSink {
     settings: Settings,
-    node: String,
+    ids: Ids,
     calls: Arc<CallBooks>,
     lines: Lines,
     started: Option<Started>,
@@ -211,7 +210,7 @@ impl InfluxSink {
         InfluxSink {
             lines: Lines::new(settings.schema, settings.unsigned),
             settings,
-            node: node_prefix(node_id),
+            ids: Ids::new(node_id),
             calls,
             started: None,
             generation: 1,
@@ -238,7 +237,7 @@ impl InfluxSink {
         }
         let shared = Arc::new(Shared {
             name: settings.name.clone(),
-            node: self.node.clone(),
+            ids: self.ids.clone(),
             client: client.map_err(held)?,
             labels: settings.targets.each_ref().map(Target::label),
             urls: settings.targets.each_ref().map(|target| target.write_url(&settings.url)),
@@ -319,15 +318,15 @@ impl Sink for InfluxSink {
         let count = lanes.len() as u64;
         let mut unreadable = 0;
         unit.for_each(|item| {
-            let (number, rendered, hash) = match &item {
+            let (place, rendered, hash) = match &item {
                 Item::Point(point) => match lines.series(log_id, segment_id, point) {
-                    Some(rendered) => (point.number, Some((rendered, point)), None),
+                    Some(rendered) => ((point.epoch, point.number), Some((rendered, point)), None),
                     None => {
                         unreadable += 1;
                         return Ok(());
                     }
                 },
-                Item::Window(window) => (window.number, None, Some(line::hash(window.view.key))),
+                Item::Window(window) => ((window.epoch, window.number), None, Some(line::hash(window.view.key))),
             };
             let hash = rendered.as_ref().map_or_else(|| hash.expect("one of them"), |(rendered, _)| rendered.hash);
             let lane = &mut lanes[(hash % count) as usize];
@@ -342,7 +341,7 @@ impl Sink for InfluxSink {
                 batch.units.push((id, log_id, batch.ends.len() as u32));
             }
             batch.ends.push(batch.text.len() as u32);
-            batch.numbers.push(number);
+            batch.places.push(place);
             open.left += 1;
             self.bytes += batch.text.len() - before;
             if batch.ends.len() >= points_max || batch.text.len() >= bytes_max {
@@ -418,10 +417,12 @@ pub fn send_again(settings: &Settings, entries: Vec<Entry>) -> Result<(u64, Vec<
     let (mut sent, mut refused) = (0, Vec::new());
     for mut entry in entries {
         let target = settings.targets.iter().find(|target| target.label() == entry.target);
-        let url = target.unwrap_or(&settings.targets[0]).write_url(&settings.url);
+        // The sink may have got another database or bucket since.
+        let now = &settings.targets[usize::from(id::is_of_a_window(&entry.id))];
+        let url = target.unwrap_or(now).write_url(&settings.url);
         let heard = client.write(&url, entry.body.as_bytes(), false);
         match answer::judge(&heard, std::time::SystemTime::now()) {
-            answer::Verdict::Written => sent += 1,
+            answer::Verdict::Written | answer::Verdict::Partial { dropped: 0, .. } => sent += 1,
             answer::Verdict::Partial { reason, .. }
             | answer::Verdict::BadLine { reason }
             | answer::Verdict::TooLarge { reason } => {

@@ -3,8 +3,9 @@
 use std::time::{Duration, Instant};
 
 use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::types::RDKafkaErrorCode as Code;
 
-use super::flight::{Mode, Ticket};
+use super::flight::{Blame, Mode, Ticket, blame};
 use super::producer::{NotTaken, Producer, Reports};
 use super::settings::Settings;
 use crate::forward::dead_letter::Entry;
@@ -19,13 +20,16 @@ pub fn send_again(settings: &Settings, sink: &str, entries: Vec<Entry>) -> Resul
     let (mut sent, mut refused) = (0, Vec::new());
     for mut entry in entries {
         let id = Header { key: "id", value: Some(entry.id.as_bytes()) };
-        let headers = OwnedHeaders::new().insert(id);
+        let mut headers = OwnedHeaders::new_with_capacity(1 + entry.headers.len()).insert(id);
+        for (name, value) in &entry.headers {
+            headers = headers.insert(Header { key: name, value: Some(value.as_bytes()) });
+        }
         let key = entry.key.as_deref().unwrap_or("").as_bytes();
         match producer.send(&entry.target, key, entry.body.as_bytes(), headers, Ticket::from_bits(0)) {
             Ok(()) => {}
             Err((NotTaken::Full, _)) => unreachable!("one record at a time"),
             Err((NotTaken::Failed(code), _)) => {
-                entry.reason = code.to_string();
+                entry.reason = refusal(code, &entry)?;
                 refused.push(entry);
                 continue;
             }
@@ -43,10 +47,18 @@ pub fn send_again(settings: &Settings, sink: &str, entries: Vec<Entry>) -> Resul
         match reports.failed.first() {
             None => sent += 1,
             Some(failed) => {
-                entry.reason = failed.code.to_string();
+                entry.reason = refusal(failed.code, &entry)?;
                 refused.push(entry);
             }
         }
     }
     Ok((sent, refused))
+}
+
+/// Why Kafka does not take this record. An error is about the topic or Kafka itself: the letters stay as they are.
+fn refusal(code: Code, entry: &Entry) -> Result<String, String> {
+    match blame(code) {
+        Blame::TooLarge | Blame::Record => Ok(code.to_string()),
+        Blame::Operator | Blame::Producer => Err(format!("the topic {}: {code}", entry.target)),
+    }
 }

@@ -33,6 +33,7 @@ impl SetAside for LetterBox {
                 target: letter.topic,
                 reason: letter.reason,
                 key: Some(text(letter.key)),
+                headers: letter.headers.into_iter().filter(|(name, _)| name != "id").collect(),
                 body: text(letter.value),
             })
             .collect();

@@ -11,7 +11,6 @@
 
 mod again;
 mod flight;
-mod json;
 mod letters;
 mod producer;
 mod render;
@@ -47,6 +46,7 @@ const REPORTS_A_TURN: usize = 256;
 pub struct Letter {
     /// As in the record's header
     pub id: String,
+    pub headers: Vec<(String, String)>,
     pub topic: String,
     pub reason: String,
     pub key: Vec<u8>,
@@ -137,6 +137,7 @@ impl KafkaSink {
                         flight.refused_at_once();
                         letters.push(Letter {
                             id: String::from_utf8_lossy(record.id).into_owned(),
+                            headers: producer::texts(&record.headers()),
                             topic: record.topic.to_owned(),
                             reason: "the record is larger than this sink sends (32 MiB)".to_owned(),
                             key: record.key.to_vec(),
@@ -201,6 +202,7 @@ impl KafkaSink {
         let tickets: Vec<_> = refused.iter().map(|record| record.ticket).collect();
         let letters = refused.into_iter().map(|record| Letter {
             id: record.id,
+            headers: record.headers,
             topic: record.topic,
             reason: format!("Kafka does not take it: {}", words(record.code)),
             key: record.key,

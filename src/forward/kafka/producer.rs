@@ -33,6 +33,7 @@ pub struct FailedRecord {
     pub topic: String,
     /// As in its header
     pub id: String,
+    pub headers: Vec<(String, String)>,
     /// Of key and value
     pub bytes: usize,
     pub key: Vec<u8>,
@@ -99,12 +100,11 @@ impl ProducerContext for Context {
                 let code = error.rdkafka_error_code().unwrap_or(Code::Fail);
                 // Their contents are wanted only when they are set aside, which is in this mode.
                 let keep = |bytes: &[u8]| if self.singly { bytes.to_vec() } else { Vec::new() };
-                let id = message.headers().and_then(|headers| {
-                    let header = headers.iter().find(|header| header.key == "id")?;
-                    Some(String::from_utf8_lossy(header.value?).into_owned())
-                });
+                let headers = message.headers().map(texts).unwrap_or_default();
+                let id = headers.iter().find(|(name, _)| name == "id").map(|(_, id)| id.clone());
                 reports.failed.push(FailedRecord {
                     id: id.unwrap_or_default(),
+                    headers: if self.singly { headers } else { Vec::new() },
                     ticket,
                     code,
                     topic: message.topic().to_owned(),
@@ -115,6 +115,12 @@ impl ProducerContext for Context {
             }
         }
     }
+}
+
+/// Ours are texts.
+pub fn texts(headers: &impl Headers) -> Vec<(String, String)> {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    headers.iter().filter_map(|header| Some((header.key.to_owned(), text(header.value?)))).collect()
 }
 
 /// librdkafka did not take a record.

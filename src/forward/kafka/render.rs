@@ -5,16 +5,13 @@
 
 use std::collections::HashMap;
 
-use metricstream_shards::point::series_key::{self, Parsed};
-use metricstream_shards::window::{
-    state::{self, StateView},
-    summary::Detail,
-};
+use metricstream_shards::point::series_key::Parsed;
 use rdkafka::message::{Header, OwnedHeaders};
 use sha2::{Digest, Sha256};
 
+use super::super::id::Ids;
+use super::super::json::{self, parse_key as parse};
 use super::super::unit::{Point, Window};
-use super::json;
 use super::topic::Template;
 
 /// What a record's key is: records of one key stay in order, in one partition.
@@ -31,7 +28,7 @@ const HASH_BYTES: usize = 16;
 const HASH_TEXT_BYTES: usize = 2 * HASH_BYTES;
 
 pub struct Renderer {
-    node: String,
+    ids: Ids,
     key_by: KeyBy,
     raw: Template,
     aggregated: Template,
@@ -98,7 +95,7 @@ impl Record<'_> {
 impl Renderer {
     pub fn new(node_id: u128, key_by: KeyBy, raw: Template, aggregated: Template) -> Renderer {
         Renderer {
-            node: super::super::json::node_prefix(node_id),
+            ids: Ids::new(node_id),
             key_by,
             raw,
             aggregated,
@@ -133,7 +130,9 @@ impl Renderer {
         value.clear();
         value.extend_from_slice(document);
         json::put_point(point.value, point.timestamp_ns, value);
-        put_id(&self.node, log.0, point.epoch, point.number, &mut self.id);
+        value.push(b'}');
+        self.id.clear();
+        self.ids.put(log.0, point.epoch, point.number, &mut self.id);
         self.point.clear();
         if point.is_identified {
             self.point.extend_from_slice(hash);
@@ -158,17 +157,11 @@ impl Renderer {
     pub fn window<'a>(&'a mut self, log_name: &str, window: &Window<'a>) -> Record<'a> {
         let view = &window.view;
         let series = parse(view.key);
-        let a = &view.aggregates;
-        self.state.clear();
-        if view.state.is_none() && a.min.to_bits() == a.max.to_bits() && !view.flags.damaged {
-            // All values were equal: nothing had to be stored.
-            let detail = if a.quantiles.is_some() { Detail::Quantiles } else { Detail::Plain };
-            state::put_equal(a.min, a.count, detail, &mut self.state);
-        }
-        let state = view.state.or_else(|| StateView::read(&self.state).map(|(state, _)| state));
         self.value.clear();
-        json::put_window(view, &series, state, &mut self.value);
-        put_id(&self.node, log_name, window.epoch, window.number, &mut self.id);
+        json::put_window(window, &series, &mut self.state, &mut self.value);
+        self.value.push(b'}');
+        self.id.clear();
+        self.ids.put(log_name, window.epoch, window.number, &mut self.id);
         self.scratch.clear();
         self.scratch.extend_from_slice(key_of(&series, self.key_by).as_bytes());
         let key_bytes = self.scratch.len();
@@ -234,11 +227,6 @@ fn put_series(key: &[u8], topic: &Template, key_by: KeyBy, out: &mut Vec<u8>) ->
     Place { from: from as u32, document: document as u32, key: record_key.len() as u32, topic: topic.len() as u32 }
 }
 
-/// Keys are checked where records are made; one that cannot be read goes out with what can be.
-fn parse(key: &[u8]) -> Parsed<'_> {
-    series_key::parse(key).unwrap_or(Parsed { client: "", name: "", tags: Vec::new() })
-}
-
 fn key_of<'a>(series: &Parsed<'a>, key_by: KeyBy) -> &'a str {
     match key_by {
         KeyBy::Client => series.client,
@@ -246,20 +234,11 @@ fn key_of<'a>(series: &Parsed<'a>, key_by: KeyBy) -> &'a str {
     }
 }
 
-fn put_id(node: &str, log_name: &str, epoch: u64, number: u64, out: &mut Vec<u8>) {
-    out.clear();
-    out.extend_from_slice(node.as_bytes());
-    out.extend_from_slice(log_name.as_bytes());
-    for number in [epoch, number] {
-        out.push(b'-');
-        out.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::super::unit::Value;
     use super::*;
+    use metricstream_shards::point::series_key;
 
     fn renderer(key_by: KeyBy, raw: &str) -> Renderer {
         let template = |text| Template::parse(text).expect("a good template");
