@@ -2,12 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use rdkafka::message::{Header, OwnedHeaders};
-
 use super::flight::{Mode, Ticket};
-use super::producer::{NotTaken, Producer, Reports};
+use super::producer::{NotTaken, Outbound, Producer, Reports};
 use super::settings::Settings;
 use crate::forward::dead_letter::Entry;
+use crate::reducer::thread::wall_ns;
 
 /// For all of them without any report.
 const SILENCE_MAX: Duration = Duration::from_secs(30);
@@ -15,16 +14,20 @@ const SILENCE_MAX: Duration = Duration::from_secs(30);
 /// Answers how many were taken, and those that are refused again, with the new reason. An error is a Kafka that does not
 /// answer: nothing is known then.
 pub fn send_again(settings: &Settings, sink: &str, entries: Vec<Entry>) -> Result<(u64, Vec<Entry>), String> {
-    let producer = Producer::new(&settings.client_now()?, sink, Mode::Singly).map_err(|error| error.to_string())?;
+    let mut producer = Producer::new(&settings.client_now()?, sink, Mode::Singly).map_err(|error| error.to_string())?;
     let (mut sent, mut refused) = (0, Vec::new());
     for mut entry in entries {
-        let id = Header { key: "id", value: Some(entry.id.as_bytes()) };
-        let headers = OwnedHeaders::new().insert(id);
-        let key = entry.key.as_deref().unwrap_or("").as_bytes();
-        match producer.send(&entry.target, key, entry.body.as_bytes(), headers, Ticket::from_bits(0)) {
+        let record = Outbound {
+            topic: &entry.target,
+            key: entry.key.as_deref().unwrap_or("").as_bytes(),
+            value: entry.body.as_bytes(),
+            headers: [(c"id", entry.id.as_bytes()), (c"", b""), (c"", b""), (c"", b"")],
+            timestamp_ms: wall_ns() / 1_000_000,
+        };
+        match producer.send(&record, Ticket::from_bits(0)) {
             Ok(()) => {}
-            Err((NotTaken::Full, _)) => unreachable!("one record at a time"),
-            Err((NotTaken::Failed(code), _)) => {
+            Err(NotTaken::Full) => unreachable!("one record at a time"),
+            Err(NotTaken::Failed(code)) => {
                 entry.reason = code.to_string();
                 refused.push(entry);
                 continue;

@@ -93,8 +93,9 @@ fn client(sink: &config::Sink) -> ClientConfig {
         .set("client.id", format!("metricstream-{}", sink.name))
         .set("bootstrap.servers", sink.brokers.join(","))
         .set("compression.type", sink.codec.word())
-        // A unit is handed over in one go: what comes within this time is one batch.
-        .set("linger.ms", "10")
+        // Larger batches, and more: librdkafka sends one batch of a partition at a time, and while records wait longer than
+        // this for the one before them, its thread does not sleep but asks again and again.
+        .set("linger.ms", "100")
         // A topic that is missing is said so after this time; new ones are found as soon.
         .set("topic.metadata.propagation.max.ms", "5000")
         .set("reconnect.backoff.max.ms", "2000");
