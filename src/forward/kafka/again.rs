@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::flight::{Mode, Ticket};
-use super::producer::{NotTaken, Outbound, Producer, Reports};
+use super::producer::{Form, NotTaken, Outbound, Producer, Reports};
 use super::settings::Settings;
 use crate::forward::dead_letter::Entry;
 use crate::reducer::thread::wall_ns;
@@ -24,7 +24,7 @@ pub fn send_again(settings: &Settings, sink: &str, entries: Vec<Entry>) -> Resul
             headers: [(c"id", entry.id.as_bytes()), (c"", b""), (c"", b""), (c"", b"")],
             timestamp_ms: wall_ns() / 1_000_000,
         };
-        match producer.send(&record, Ticket::from_bits(0)) {
+        match producer.send(&mut Form::new(), &record, Ticket::from_bits(0)) {
             Ok(()) => {}
             Err(NotTaken::Full) => unreachable!("one record at a time"),
             Err(NotTaken::Failed(code)) => {

@@ -7,7 +7,7 @@ use rdkafka::mocking::MockCluster;
 use rdkafka::types::{RDKafkaApiKey, RDKafkaErrorCode as Code, RDKafkaRespErr as Answer};
 
 use super::flight::{Blame, Failed, Flight, Mode};
-use super::producer::{NotTaken, Outbound, Producer, Reports};
+use super::producer::{Form, NotTaken, Outbound, Producer, Reports};
 
 const RECORDS: u64 = 20;
 
@@ -47,7 +47,7 @@ fn drive(mode: Mode, answers: &[Answer], batches: u64) -> (Seen, Option<Blame>) 
             std::thread::sleep(Duration::from_millis(30));
         }
         let ticket = flight.ticket(n);
-        match producer.send(&RECORD, ticket) {
+        match producer.send(&mut Form::new(), &RECORD, ticket) {
             Ok(()) => flight.sent(),
             // The answer to an earlier batch has come.
             Err(NotTaken::Failed(code)) => seen.failed.push(code),
@@ -128,7 +128,7 @@ fn a_purge_reports_every_record() {
     let mut flight = Flight::new(1_000_000);
     flight.begin(1, 0, 0);
     for n in 0..RECORDS {
-        producer.send(&RECORD, flight.ticket(n)).expect("room");
+        producer.send(&mut Form::new(), &RECORD, flight.ticket(n)).expect("room");
         flight.sent();
     }
     producer.purge();

@@ -11,6 +11,7 @@
 
 mod again;
 mod flight;
+mod hurry;
 mod json;
 mod letters;
 mod native;
@@ -31,8 +32,9 @@ use super::sink::{Report, Settled, Sink, SinkFailed};
 use super::unit::{Item, Unit};
 pub use again::send_again;
 use flight::{Blame, Failed, Flight, Trouble};
+use hurry::Hurry;
 pub use letters::LetterBox;
-use producer::{NotTaken, Outbound, Producer, Reports};
+use producer::{Form, NotTaken, Outbound, Producer, Reports};
 pub use render::KeyBy;
 use render::Renderer;
 pub use settings::Settings;
@@ -76,6 +78,7 @@ pub struct KafkaSink {
     /// The topic that the trouble is about
     trouble_topic: String,
     reports: Reports,
+    hurry: Hurry,
 }
 
 impl KafkaSink {
@@ -96,6 +99,7 @@ impl KafkaSink {
             bytes_in_flight: 0,
             trouble_topic: String::new(),
             reports: Reports::default(),
+            hurry: Hurry::new(Instant::now()),
         }
     }
 
@@ -117,6 +121,7 @@ impl KafkaSink {
         let (mut bytes, mut letters) = (0, Vec::new());
         // Of the whole unit: a look at the clock for each record would cost as much as rendering it.
         let timestamp_ms = wall_ns() / 1_000_000;
+        let mut form = Form::new();
         flight.begin(unit.id, log_id, unit.first_point);
         let shown = unit.for_each(|item| {
             let (number, record) = match &item {
@@ -128,7 +133,7 @@ impl KafkaSink {
             let outbound = Outbound { topic, key, value, headers: record.headers(), timestamp_ms };
             let mut full_since: Option<Instant> = None;
             loop {
-                match producer.send(&outbound, ticket) {
+                match producer.send(&mut form, &outbound, ticket) {
                     Ok(()) => {
                         bytes += record.bytes();
                         flight.sent();
@@ -155,6 +160,7 @@ impl KafkaSink {
             }
         });
         self.bytes.push_back((unit.id, bytes, now));
+        self.hurry.moved(Instant::now());
         self.bytes_in_flight += bytes;
         match shown {
             Ok(()) => {}
@@ -188,6 +194,7 @@ impl KafkaSink {
                 break;
             }
             wait = Duration::ZERO;
+            self.hurry.moved(Instant::now());
             let flight = &mut self.flight;
             self.reports.singly.iter().for_each(|&ticket| flight.settled_singly(ticket));
             self.reports.delivered.iter().for_each(|&(unit, records)| flight.delivered(unit, records));
@@ -301,10 +308,15 @@ impl Sink for KafkaSink {
         let taken = self.take_reports(Duration::ZERO);
         self.settle(report);
         taken?;
-        match self.flight.trouble().cloned() {
-            Some(trouble) => Err(self.failure(&trouble)),
-            None => Ok(()),
+        if let Some(trouble) = self.flight.trouble().cloned() {
+            return Err(self.failure(&trouble));
         }
+        if let (Some(producer), false, false) = (&self.producer, self.flight.is_empty(), self.flight.is_singly())
+            && let Some(within) = self.hurry.due(Instant::now(), self.has_room())
+        {
+            producer.hurry(within);
+        }
+        Ok(())
     }
 
     fn next_turn(&self, now: Instant) -> Option<Instant> {
@@ -322,6 +334,9 @@ impl Sink for KafkaSink {
     fn finish(&mut self, deadline: Instant, report: &mut Report) -> Result<(), SinkFailed> {
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
+            if let (Some(producer), false) = (&self.producer, self.flight.is_singly()) {
+                producer.hurry(left.min(LOOK_EVERY));
+            }
             let taken = self.take_reports(left.min(5 * LOOK_EVERY));
             self.settle(report);
             taken?;

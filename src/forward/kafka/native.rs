@@ -8,9 +8,10 @@
 
 use std::ffi::{CStr, CString};
 use std::ptr::{self, NonNull};
+use std::time::Duration;
 
 use rdkafka::bindings::{
-    RD_KAFKA_MSG_F_COPY, rd_kafka_error_code, rd_kafka_error_destroy, rd_kafka_produceva, rd_kafka_t,
+    RD_KAFKA_MSG_F_COPY, rd_kafka_error_code, rd_kafka_error_destroy, rd_kafka_flush, rd_kafka_produceva, rd_kafka_t,
     rd_kafka_topic_destroy, rd_kafka_topic_new, rd_kafka_topic_t, rd_kafka_vtype_t as Kind,
     rd_kafka_vu_s__bindgen_ty_1 as Field, rd_kafka_vu_s__bindgen_ty_1__bindgen_ty_1 as Memory,
     rd_kafka_vu_s__bindgen_ty_1__bindgen_ty_2 as Header, rd_kafka_vu_t,
@@ -61,35 +62,54 @@ impl Drop for Topic {
     }
 }
 
+/// What `rd_kafka_produceva` reads, filled in anew for each record; only what differs is written.
+pub struct Form {
+    fields: [rd_kafka_vu_t; FIXED.len() + HEADERS_MAX],
+}
+
+const FIXED: [Kind; 6] = [
+    Kind::RD_KAFKA_VTYPE_MSGFLAGS,
+    Kind::RD_KAFKA_VTYPE_RKT,
+    Kind::RD_KAFKA_VTYPE_KEY,
+    Kind::RD_KAFKA_VTYPE_VALUE,
+    Kind::RD_KAFKA_VTYPE_TIMESTAMP,
+    Kind::RD_KAFKA_VTYPE_OPAQUE,
+];
+
+impl Form {
+    pub fn new() -> Form {
+        let empty = rd_kafka_vu_t { vtype: Kind::RD_KAFKA_VTYPE_HEADER, u: Field { i64_: 0 } };
+        let mut fields = [empty; FIXED.len() + HEADERS_MAX];
+        fields.iter_mut().zip(FIXED).for_each(|(field, kind)| field.vtype = kind);
+        fields[0].u.i = RD_KAFKA_MSG_F_COPY;
+        Form { fields }
+    }
+}
+
 /// Copies the record into librdkafka's queue, for the partition that the configured partitioner chooses.
 #[inline]
 pub fn produce<C: ProducerContext>(
     producer: &BaseProducer<C>,
     topic: &Topic,
+    form: &mut Form,
     record: &Outgoing<'_>,
 ) -> Result<(), Code> {
-    let memory = |bytes: &[u8]| Field { mem: Memory { ptr: bytes.as_ptr().cast_mut().cast(), size: bytes.len() } };
-    let mut fields = [rd_kafka_vu_t { vtype: Kind::RD_KAFKA_VTYPE_END, u: Field { i64_: 0 } }; 6 + HEADERS_MAX];
-    let fixed = [
-        (Kind::RD_KAFKA_VTYPE_RKT, Field { rkt: topic.handle.as_ptr() }),
-        (Kind::RD_KAFKA_VTYPE_MSGFLAGS, Field { i: RD_KAFKA_MSG_F_COPY }),
-        (Kind::RD_KAFKA_VTYPE_KEY, memory(record.key)),
-        (Kind::RD_KAFKA_VTYPE_VALUE, memory(record.value)),
-        (Kind::RD_KAFKA_VTYPE_TIMESTAMP, Field { i64_: record.timestamp_ms }),
-        (Kind::RD_KAFKA_VTYPE_OPAQUE, Field { ptr: ptr::without_provenance_mut(record.opaque) }),
-    ];
-    let headers = record.headers.iter().filter(|(_, value)| !value.is_empty()).map(|(name, value)| {
-        let header = Header { name: name.as_ptr(), val: value.as_ptr().cast(), size: value.len() as isize };
-        (Kind::RD_KAFKA_VTYPE_HEADER, Field { header })
-    });
-    let mut count = 0;
-    for (field, (vtype, u)) in fields.iter_mut().zip(fixed.into_iter().chain(headers)) {
-        *field = rd_kafka_vu_t { vtype, u };
+    let memory = |bytes: &[u8]| Memory { ptr: bytes.as_ptr().cast_mut().cast(), size: bytes.len() };
+    let [_, rkt, key, value, timestamp, opaque, headers @ ..] = &mut form.fields;
+    rkt.u.rkt = topic.handle.as_ptr();
+    key.u.mem = memory(record.key);
+    value.u.mem = memory(record.value);
+    timestamp.u.i64_ = record.timestamp_ms;
+    opaque.u.ptr = ptr::without_provenance_mut(record.opaque);
+    let given = record.headers.iter().filter(|(_, value)| !value.is_empty());
+    let mut count = FIXED.len();
+    for (field, (name, value)) in headers.iter_mut().zip(given) {
+        field.u.header = Header { name: name.as_ptr(), val: value.as_ptr().cast(), size: value.len() as isize };
         count += 1;
     }
-    // SAFETY: the client and the topic's handle are alive, `count` fields are filled in, each with the member of the union
-    // that its type names, and what they point to is borrowed for the call. F_COPY: nothing is pointed to afterwards.
-    let error = unsafe { rd_kafka_produceva(client(producer), fields.as_ptr(), count) };
+    // SAFETY: the client and the topic's handle are alive; `count` fields are filled in, each in the member of the union
+    // that its type names; what they point to is borrowed for the call. F_COPY: nothing is pointed to afterwards.
+    let error = unsafe { rd_kafka_produceva(client(producer), form.fields.as_ptr(), count) };
     if error.is_null() {
         return Ok(());
     }
@@ -98,6 +118,13 @@ pub fn produce<C: ProducerContext>(
     // SAFETY: it came from `rd_kafka_produceva`, and nobody else has it.
     unsafe { rd_kafka_error_destroy(error) };
     Err(code.into())
+}
+
+/// As long as the call lasts, `linger.ms` counts as over for what is queued. Comes back sooner when nothing is on its way.
+pub fn hurry<C: ProducerContext>(producer: &BaseProducer<C>, within: Duration) {
+    // SAFETY: the client is alive, and librdkafka locks what it looks at. With reports as events, which is how the crate
+    // sets producers up, the call only waits: it runs no callback.
+    unsafe { rd_kafka_flush(client(producer), within.as_millis() as i32) };
 }
 
 fn client<C: ProducerContext + ClientContext>(producer: &BaseProducer<C>) -> *mut rd_kafka_t {

@@ -16,6 +16,7 @@ use rdkafka::producer::{BaseProducer, Producer as _, ProducerContext, PurgeConfi
 use rdkafka::types::RDKafkaErrorCode as Code;
 
 use super::flight::{Mode, Ticket};
+pub use super::native::Form;
 use super::native::{self, HEADERS_MAX, Outgoing, Topic};
 
 /// What the delivery reports said since they were last taken.
@@ -165,13 +166,13 @@ impl Producer {
 
     /// Copies the record into librdkafka's queue.
     #[inline]
-    pub fn send(&mut self, record: &Outbound<'_>, ticket: Ticket) -> Result<(), NotTaken> {
+    pub fn send(&mut self, form: &mut Form, record: &Outbound<'_>, ticket: Ticket) -> Result<(), NotTaken> {
         if self.topics.get(self.last).is_none_or(|(name, _)| name != record.topic) {
             self.last = self.find(record.topic)?;
         }
         let &Outbound { key, value, headers, timestamp_ms, .. } = record;
         let outgoing = Outgoing { key, value, headers, timestamp_ms, opaque: ticket.to_bits() };
-        native::produce(&self.inner, &self.topics[self.last].1, &outgoing).map_err(|code| match code {
+        native::produce(&self.inner, &self.topics[self.last].1, form, &outgoing).map_err(|code| match code {
             Code::QueueFull => NotTaken::Full,
             code => NotTaken::Failed(code),
         })
@@ -199,6 +200,11 @@ impl Producer {
     /// Lets reports come in, without handing them out.
     pub fn wait(&self, wait: Duration) {
         self.inner.poll(wait);
+    }
+
+    /// What is queued need not wait for company: waits up to `within` for it to leave.
+    pub fn hurry(&self, within: Duration) {
+        native::hurry(&self.inner, within);
     }
 
     /// Gives up what is on its way; the reports say so.

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use rdkafka::ClientConfig;
 
+use super::hurry::LINGER;
 use super::render::KeyBy;
 use super::topic::Template;
 use crate::config::{self, KafkaKey, KafkaSasl};
@@ -93,9 +94,7 @@ fn client(sink: &config::Sink) -> ClientConfig {
         .set("client.id", format!("metricstream-{}", sink.name))
         .set("bootstrap.servers", sink.brokers.join(","))
         .set("compression.type", sink.codec.word())
-        // Larger batches, and more: librdkafka sends one batch of a partition at a time, and while records wait longer than
-        // this for the one before them, its thread does not sleep but asks again and again.
-        .set("linger.ms", "100")
+        .set("linger.ms", LINGER.as_millis().to_string())
         // A topic that is missing is said so after this time; new ones are found as soon.
         .set("topic.metadata.propagation.max.ms", "5000")
         .set("reconnect.backoff.max.ms", "2000");
