@@ -95,6 +95,8 @@ fn client(sink: &config::Sink) -> ClientConfig {
         .set("bootstrap.servers", sink.brokers.join(","))
         .set("compression.type", sink.codec.word())
         .set("linger.ms", LINGER.as_millis().to_string())
+        // A topic that is deleted is noticed within this time; librdkafka's 300 s left it to chance.
+        .set("topic.metadata.refresh.interval.ms", "10000")
         // A topic that is missing is said so after this time; new ones are found as soon.
         .set("topic.metadata.propagation.max.ms", "5000")
         .set("reconnect.backoff.max.ms", "2000");
