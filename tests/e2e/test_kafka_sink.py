@@ -405,7 +405,7 @@ def test_a_deleted_topic_holds_the_sink_and_loses_nothing(make_server, kafka, to
     server = start(make_server, kafka, topics, send="raw").start()
     sender = Sender(server, 0, 10**9, 20, pause_s=0.02)
     sender.start()
-    eventually(lambda: len(kafka.read(topics[0])) > 200, 30, "points arrive")
+    eventually(lambda: books(server)["delivered"] > 200, 60, "points arrive")
     before = kafka.read(topics[0])
     kafka.delete_topic(topics[0])
     eventually(lambda: "has no topic" in server.log_tail(200), 60, lambda: f"it is said\n{server.log_tail()}")

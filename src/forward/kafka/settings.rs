@@ -95,7 +95,7 @@ fn client(sink: &config::Sink) -> ClientConfig {
         .set("bootstrap.servers", sink.brokers.join(","))
         .set("compression.type", sink.codec.word())
         .set("linger.ms", LINGER.as_millis().to_string())
-        // A topic that is deleted is noticed within this time; librdkafka's 300 s left it to chance.
+        // Deleted topics and new partitions are seen after this time at the latest (librdkafka's own: 300 s).
         .set("topic.metadata.refresh.interval.ms", "10000")
         // A topic that is missing is said so after this time; new ones are found as soon.
         .set("topic.metadata.propagation.max.ms", "5000")
