@@ -22,6 +22,7 @@ const UNSAFE_PLACES: &[&str] = &[
     "shards/src/window/prefetch.rs",
     "src/backplane/executor.rs",
     "src/data_dir.rs",
+    "src/forward/kafka/native.rs",
     "src/sockets.rs",
 ];
 

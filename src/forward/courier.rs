@@ -54,6 +54,8 @@ pub struct Courier {
     backoff: Backoff,
     /// Nothing is sent before
     retry_at: Option<Instant>,
+    /// The sink has not answered for long, and has not failed either
+    stalled: bool,
     last_unit: UnitId,
     last_ticket: u64,
     next_store: Instant,
@@ -153,6 +155,7 @@ impl Courier {
             answers,
             reply,
             retry_at: None,
+            stalled: false,
             last_unit: 0,
             last_ticket: 0,
             next_store: now,
@@ -195,9 +198,29 @@ impl Courier {
                 Err(failed) => self.failed(failed, now),
             }
         }
+        self.watch(now);
         self.store(now, false);
         self.publish();
         busy
+    }
+
+    /// A sink that waits in silence is not running well.
+    fn watch(&mut self, now: Instant) {
+        let stalled = self.retry_at.is_none() && self.sink.is_stalled(now);
+        if std::mem::replace(&mut self.stalled, stalled) == stalled || self.retry_at.is_some() {
+            return;
+        }
+        if stalled {
+            self.books.set_state(State::Retrying);
+            tracing::warn!(
+                cause = "sink_stalled",
+                sink = &*self.name,
+                "the sink does not answer; nothing is lost, what is on its way is repeated until it does"
+            );
+        } else {
+            self.books.set_state(State::Running);
+            tracing::info!(sink = &*self.name, "the sink answers again");
+        }
     }
 
     fn work(&mut self, now: Instant, stopping: bool) -> Result<bool, SinkFailed> {
@@ -385,11 +408,13 @@ impl Courier {
         for feed in &mut self.feeds {
             feed.advance();
         }
-        if self.backoff.failures() > 0 || self.books.state() != State::Running {
+        if self.backoff.failures() > 0 || (self.books.state() != State::Running && !self.stalled) {
             tracing::info!(sink = &*self.name, "the sink takes points again");
         }
         self.backoff.succeeded();
-        self.books.set_state(State::Running);
+        if !self.stalled {
+            self.books.set_state(State::Running);
+        }
     }
 
     /// Back to the cursors.

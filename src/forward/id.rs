@@ -27,11 +27,14 @@ impl Ids {
     /// Appends the id of a point or window. `log`: the log's name.
     #[inline]
     pub fn put(&self, log: &str, epoch: u64, number: u64, out: &mut Vec<u8>) {
-        out.extend_from_slice(self.node.as_bytes());
-        out.extend_from_slice(log.as_bytes());
-        for number in [epoch, number] {
-            out.push(b'-');
-            out.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
+        self.put_prefix(log, epoch, out);
+        out.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
+    }
+
+    /// All but the number: the same for all points of a start.
+    pub fn put_prefix(&self, log: &str, epoch: u64, out: &mut Vec<u8>) {
+        for part in [&self.node, log, "-", itoa::Buffer::new().format(epoch), "-"] {
+            out.extend_from_slice(part.as_bytes());
         }
     }
 

@@ -64,6 +64,12 @@ pub trait Sink: Send {
     /// When `turn` has something to do at the latest, if nothing else happens.
     fn next_turn(&self, now: Instant) -> Option<Instant>;
 
+    /// Nothing has failed, but what was sent has not been answered for a long time: the operator is told so, as of a sink
+    /// that fails. For sinks whose own library repeats requests without saying so.
+    fn is_stalled(&self, _now: Instant) -> bool {
+        false
+    }
+
     /// No more units will come: finish what is in flight, as far as it goes until `deadline`, and settle it.
     fn finish(&mut self, deadline: Instant, report: &mut Report) -> Result<(), SinkFailed>;
 

@@ -353,14 +353,100 @@ def test_letters_stay_while_kafka_is_away_and_one_retry_is_at_work_at_a_time(mak
     assert [json.loads(line) for line in server.cli(*config, "list").stdout.splitlines()] == [letter]
 
 
+def books(server):
+    """What the sink's metrics say, over all logs."""
+    metrics = server.metrics()
+    of = {word: metrics.sum(f"metricstream_sink_points_{word}_total", sink="kafka")
+          for word in ("read", "delivered", "refused", "dead_lettered", "filtered", "dropped", "lost_to_damage")}
+    of["waiting"] = metrics.sum("metricstream_sink_points_waiting", sink="kafka")
+    of["errors"] = metrics.sum("metricstream_sink_errors_total", sink="kafka")
+    states = [state for state in ("running", "retrying", "held", "stopped")
+              if metrics.sum("metricstream_sink_state", sink="kafka", state=state) == 1]
+    assert len(states) == 1, states
+    of["state"] = states[0]
+    return of
+
+
+def wait_state(server, state, timeout_s=90):
+    eventually(lambda: books(server)["state"] == state, timeout_s,
+               lambda: f"the sink is {state}, not {books(server)}\n{server.log_tail(20)}")
+
+
+def check_all_delivered(server, sent, dead_lettered=0):
+    """Every acknowledged point is in one book, and the books balance."""
+    def done():
+        found = books(server)
+        return found["delivered"] + found["dead_lettered"] >= sent and found["waiting"] == 0
+    eventually(done, 60, lambda: f"{sent} points are settled: {books(server)}")
+    found = books(server)
+    assert found["dead_lettered"] == dead_lettered and found["refused"] == found["dropped"] == 0, found
+    assert found["read"] == found["delivered"] + found["dead_lettered"], found
+
+
+def finish(sender):
+    sender.stop = True
+    sender.join()
+
+
+def test_a_kafka_that_is_away_is_shown_as_retrying_and_costs_nothing(make_server, kafka, topics):
+    server = start(make_server, kafka, topics, send="raw").start()
+    sender = Sender(server, 0, 10**9, 20, pause_s=0.02)
+    sender.start()
+    eventually(lambda: books(server)["delivered"] > 200, 60, "points arrive")
+    assert books(server)["state"] == "running"
+    try:
+        kafka.kill()
+        wait_state(server, "retrying")
+        away = books(server)
+        acknowledged_before = sender.sent
+        eventually(lambda: sender.sent > acknowledged_before + 200, 60, "points are taken in meanwhile")
+        assert books(server)["delivered"] == away["delivered"], "the cursor waits"
+    finally:
+        kafka.start()
+    wait_state(server, "running")
+    finish(sender)
+    check_points(wait_delivered(server, kafka, topics[0], [sender], 90), [sender])
+    check_all_delivered(server, sender.sent)
+    assert dead_letters(server) == []
+
+
+def test_a_bound_made_small_while_running_makes_batches_smaller_and_loses_nothing(make_server, kafka, topics):
+    """`max.message.bytes` of the topic: batches that passed before are refused, their records are good."""
+    server = start(make_server, kafka, topics, send="raw", codec="none").start()
+    sender = Sender(server, 0, 10**9, 100, pause_s=0.02)
+    sender.start()
+    eventually(lambda: books(server)["delivered"] > 1000, 60, "points arrive")
+    assert books(server)["errors"] == 0
+    kafka.alter_topic(topics[0], max_message_bytes=4000)
+    eventually(lambda: books(server)["errors"] > 0, 60, lambda: f"a batch is refused\n{server.log_tail(20)}")
+    assert "one by one" in server.log_tail(400)
+    then = books(server)["delivered"]
+    eventually(lambda: books(server)["delivered"] > then + 2000, 90,
+               lambda: f"it goes on in smaller batches: {books(server)}\n{server.log_tail(20)}")
+    # One record that is too large by itself goes aside, with Kafka's reason, and holds nobody up.
+    server.write_lines(f'large,host=h text="{"x" * 8000}"')
+    letters = eventually(lambda: dead_letters(server), 90, lambda: f"a dead letter\n{server.log_tail(20)}")
+    assert len(letters) == 1 and "too large" in letters[0]["reason"].lower(), letters
+    assert json.loads(letters[0]["body"])["name"].startswith("large")
+    kafka.alter_topic(topics[0], max_message_bytes=1048588)
+    then = books(server)["delivered"]
+    eventually(lambda: books(server)["delivered"] > then + 500, 60, lambda: f"it goes on: {server.log_tail(20)}")
+    wait_state(server, "running")
+    finish(sender)
+    records = wait_delivered(server, kafka, topics[0], [sender], 90)
+    check_points(records, [sender])
+    check_all_delivered(server, sender.sent + 1, dead_lettered=1)
+
+
 def test_a_deleted_topic_holds_the_sink_and_loses_nothing(make_server, kafka, topics):
     server = start(make_server, kafka, topics, send="raw").start()
     sender = Sender(server, 0, 10**9, 20, pause_s=0.02)
     sender.start()
-    eventually(lambda: len(kafka.read(topics[0])) > 200, 30, "points arrive")
+    eventually(lambda: books(server)["delivered"] > 200, 60, "points arrive")
     before = kafka.read(topics[0])
     kafka.delete_topic(topics[0])
     eventually(lambda: "has no topic" in server.log_tail(200), 60, lambda: f"it is said\n{server.log_tail()}")
+    wait_state(server, "held")
     kafka.create_topic(topics[0])
     time.sleep(2)
     sender.stop = True
@@ -374,6 +460,9 @@ def test_a_deleted_topic_holds_the_sink_and_loses_nothing(make_server, kafka, to
     # What the old topic had acknowledged is gone with it; of the rest nothing is missing, and it is in order.
     assert after == list(range(after[0], last + 1))
     assert len(before) >= 200 and after[0] - sender.base_ms >= len(before)
+    wait_state(server, "running")
+    check_all_delivered(server, sender.sent)
+    assert dead_letters(server) == [], "its records are good"
     print(f"{len(before)} read before the deletion, {after[0] - sender.base_ms - len(before)} more deleted with the "
           f"topic, {len(after)} in the new one")
 
@@ -404,6 +493,34 @@ def test_nothing_is_acknowledged_without_enough_replicas(make_server, tmp_path, 
         kafka.start()
         records = wait_delivered(server, kafka, "raw", [sender, second], 120)
         check_points(records, [sender, second])
+
+
+@pytest.mark.slow
+def test_more_replicas_asked_for_than_are_in_sync_hold_the_cursor(make_server, tmp_path, long):
+    """Kafka 4 asks for no more replicas than a topic has, so that one broker cannot show this."""
+    if not long:
+        pytest.skip("three nodes: --long")
+    with Kafka(tmp_path / "three", nodes=3) as kafka:
+        kafka.create_topic("raw", partitions=3, replicas=3, min_insync_replicas=2)
+        kafka.create_topic("agg", partitions=3, replicas=3)
+        server = start(make_server, kafka, ("raw", "agg"), send="raw").start()
+        sender = Sender(server, 0, 10**9, 20, pause_s=0.02)
+        sender.start()
+        eventually(lambda: books(server)["delivered"] > 200, 60, "points arrive")
+        kafka.nodes[2].kill()
+        then = books(server)["delivered"]
+        eventually(lambda: books(server)["delivered"] > then + 500, 120, lambda: f"two of three do: {books(server)}")
+        kafka.alter_topic("raw", min_insync_replicas=3)
+        wait_state(server, "retrying", 120)
+        held, acknowledged_before = books(server), sender.sent
+        eventually(lambda: sender.sent > acknowledged_before + 200, 60, "points are taken in meanwhile")
+        assert books(server)["delivered"] == held["delivered"], "only what Kafka has acknowledged counts"
+        assert dead_letters(server) == [], "waiting helps: nothing is set aside"
+        kafka.alter_topic("raw", min_insync_replicas=2)
+        wait_state(server, "running", 120)
+        finish(sender)
+        check_points(wait_delivered(server, kafka, "raw", [sender], 120), [sender])
+        check_all_delivered(server, sender.sent)
 
 
 def test_a_stop_is_not_held_up_by_a_kafka_that_is_away(make_server, kafka, topics):

@@ -191,8 +191,10 @@ class Kafka:
     def read(self, topic, timeout_s=120):
         """All records of a topic, as kcat finds them: partition by partition, each in its order."""
         form = r"%p\t%o\t%h\t%k\t%s\n"
+        # The end of a partition is an answer without records: while records come all the time there is none, unless the
+        # wait for more is shorter than the time between them.
         done = subprocess.run(["kcat", "-C", "-q", "-e", "-b", ",".join(self.brokers), "-t", topic, "-o", "beginning",
-                               "-X", "check.crcs=true", "-f", form],
+                               "-X", "check.crcs=true", "-X", "fetch.wait.max.ms=5", "-f", form],
                               capture_output=True, timeout=timeout_s)
         assert done.returncode == 0, done.stderr.decode()[-2000:]
         records = []

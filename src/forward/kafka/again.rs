@@ -2,13 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::types::RDKafkaErrorCode as Code;
 
 use super::flight::{Blame, Mode, Ticket, blame};
-use super::producer::{NotTaken, Producer, Reports};
+use super::producer::{Form, NotTaken, Outbound, Producer, Reports};
 use super::settings::Settings;
 use crate::forward::dead_letter::Entry;
+use crate::reducer::thread::wall_ns;
 
 /// For all of them without any report.
 const SILENCE_MAX: Duration = Duration::from_secs(30);
@@ -16,19 +16,26 @@ const SILENCE_MAX: Duration = Duration::from_secs(30);
 /// Answers how many were taken, and those that are refused again, with the new reason. An error is a Kafka that does not
 /// answer: nothing is known then.
 pub fn send_again(settings: &Settings, sink: &str, entries: Vec<Entry>) -> Result<(u64, Vec<Entry>), String> {
-    let producer = Producer::new(&settings.client_now()?, sink, Mode::Singly).map_err(|error| error.to_string())?;
+    let mut producer = Producer::new(&settings.client_now()?, sink, Mode::Singly).map_err(|error| error.to_string())?;
     let (mut sent, mut refused) = (0, Vec::new());
     for mut entry in entries {
-        let id = Header { key: "id", value: Some(entry.id.as_bytes()) };
-        let mut headers = OwnedHeaders::new_with_capacity(1 + entry.headers.len()).insert(id);
-        for (name, value) in &entry.headers {
-            headers = headers.insert(Header { key: name, value: Some(value.as_bytes()) });
-        }
-        let key = entry.key.as_deref().unwrap_or("").as_bytes();
-        match producer.send(&entry.target, key, entry.body.as_bytes(), headers, Ticket::from_bits(0)) {
+        let other = |name: &str| entry.headers.get(name).map_or("", String::as_str).as_bytes();
+        let record = Outbound {
+            topic: &entry.target,
+            key: entry.key.as_deref().unwrap_or("").as_bytes(),
+            value: entry.body.as_bytes(),
+            headers: [
+                (c"id", entry.id.as_bytes()),
+                (c"point", other("point")),
+                (c"request_id", other("request_id")),
+                (c"traceparent", other("traceparent")),
+            ],
+            timestamp_ms: wall_ns() / 1_000_000,
+        };
+        match producer.send(&mut Form::new(), &record, Ticket::from_bits(0)) {
             Ok(()) => {}
-            Err((NotTaken::Full, _)) => unreachable!("one record at a time"),
-            Err((NotTaken::Failed(code), _)) => {
+            Err(NotTaken::Full) => unreachable!("one record at a time"),
+            Err(NotTaken::Failed(code)) => {
                 entry.reason = refusal(code, &entry)?;
                 refused.push(entry);
                 continue;

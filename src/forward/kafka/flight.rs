@@ -6,7 +6,8 @@
 //!
 //! *Singly*: after Kafka has refused a batch for what is in it (too large, a record it does not take), each record is a
 //! request of its own until the suspects are settled. What is refused then is refused itself, and goes to the dead letters;
-//! the others go on without it. If none of the suspects was at fault, their batch was too large, and later ones are smaller.
+//! the others go on without it. If none of the suspects was at fault, their batch was too large, and later ones are smaller;
+//! after enough of them larger ones are tried again, in case the bound was moved.
 
 use std::collections::{HashSet, VecDeque};
 
@@ -119,6 +120,14 @@ pub struct Flight {
     first_unit: u64,
     mode: Mode,
     bytes_max: u32,
+    /// What the operator chose; never more
+    bytes_wanted: u32,
+    /// Delivered since the batches were changed
+    delivered: u64,
+    /// Larger batches are tried after so many
+    grow_after: u64,
+    /// The last change made batches larger
+    grown: bool,
     /// (log, number) of records in refused batches
     suspects: HashSet<(u32, u64)>,
     suspect_bytes: u64,
@@ -130,6 +139,10 @@ pub struct Flight {
 
 /// Below this a batch is hardly one.
 const BATCH_BYTES_MIN: u32 = 1024;
+/// Records that go out in small batches before larger ones are tried; twice as many each time that was wrong, since a
+/// refused batch costs a new producer and some thousand single requests.
+const GROW_AFTER: u64 = 1_000_000;
+const GROW_AFTER_MAX: u64 = 64 * GROW_AFTER;
 
 impl Flight {
     pub fn new(batch_bytes_max: u32) -> Flight {
@@ -138,6 +151,10 @@ impl Flight {
             first_unit: 0,
             mode: Mode::Batches { bytes_max: batch_bytes_max },
             bytes_max: batch_bytes_max,
+            bytes_wanted: batch_bytes_max,
+            delivered: 0,
+            grow_after: GROW_AFTER,
+            grown: false,
             suspects: HashSet::new(),
             suspect_bytes: 0,
             culprit_found: false,
@@ -203,6 +220,7 @@ impl Flight {
         unit.waiting -= records;
         unit.outcome.delivered += records;
         self.records -= records;
+        self.delivered += records;
     }
 
     /// In `Singly` mode each suspect is known by its report, so that the mode can end.
@@ -267,18 +285,27 @@ impl Flight {
 
     /// Whether the producer has to be changed before another unit: nothing may be on its way then.
     pub fn wants_new_producer(&self) -> bool {
-        self.mode == Mode::Singly && self.suspects.is_empty()
+        match self.mode {
+            Mode::Singly => self.suspects.is_empty(),
+            Mode::Batches { bytes_max } => bytes_max < self.bytes_wanted && self.delivered >= self.grow_after,
+        }
     }
 
     /// To be called when [`Flight::wants_new_producer`] and nothing is on its way.
-    pub fn end_singly(&mut self) {
+    pub fn change_batches(&mut self) {
         assert!(self.units.is_empty() && self.suspects.is_empty(), "nothing is on its way");
-        if !self.culprit_found {
+        if !self.is_singly() {
+            self.bytes_max = self.bytes_max.saturating_mul(2).min(self.bytes_wanted);
+            self.grown = true;
+        } else if !self.culprit_found {
             // All of them went through by themselves: it was their company.
             let refused = u32::try_from(self.suspect_bytes).unwrap_or(u32::MAX);
             self.bytes_max = (self.bytes_max.min(refused) / 2).max(BATCH_BYTES_MIN);
+            if std::mem::take(&mut self.grown) {
+                self.grow_after = (2 * self.grow_after).min(GROW_AFTER_MAX);
+            }
         }
-        (self.suspect_bytes, self.culprit_found) = (0, false);
+        (self.suspect_bytes, self.culprit_found, self.delivered) = (0, false, 0);
         self.mode = Mode::Batches { bytes_max: self.bytes_max };
     }
 
@@ -430,7 +457,7 @@ mod tests {
         flight.dead_lettered(again[0][0]);
         assert_eq!(settled(&mut flight), [(1, 2, 1), (2, 1, 0)]);
         assert!(flight.wants_new_producer() && flight.trouble().is_none());
-        flight.end_singly();
+        flight.change_batches();
         assert_eq!(flight.mode(), Mode::Batches { bytes_max: 1_000_000 }, "the batches were not at fault");
     }
 
@@ -448,7 +475,7 @@ mod tests {
                 flight.delivered(ticket.unit(), 1);
             }
             assert_eq!(settled(&mut flight).len(), 1);
-            flight.end_singly();
+            flight.change_batches();
             assert_eq!(flight.mode(), Mode::Batches { bytes_max: expected });
             let third = send(&mut flight, &[2]);
             third[0].iter().for_each(|&ticket| {
@@ -461,11 +488,54 @@ mod tests {
             flight.suspects.clear();
             flight.delivered(again[0][0].unit(), 1);
             settled(&mut flight);
-            flight.end_singly();
+            flight.change_batches();
             let third = send(&mut flight, &[1]);
             flight.failed(third[0][0], Code::MessageSizeTooLarge, 10);
         }
         assert_eq!(flight.bytes_max, BATCH_BYTES_MIN, "there is an end to it");
+    }
+
+    #[test]
+    fn batches_that_were_made_smaller_grow_again_after_good_times_and_more_slowly_when_that_was_wrong() {
+        let deliver = |flight: &mut Flight, records: u64| {
+            for ticket in send(flight, &[records])[0].iter() {
+                flight.delivered(ticket.unit(), 1);
+            }
+            settled(flight);
+        };
+        // Refused as a batch, taken one by one.
+        let refuse = |flight: &mut Flight| {
+            for ticket in send(flight, &[2])[0].iter() {
+                flight.failed(*ticket, Code::MessageSizeTooLarge, 10_000_000);
+            }
+            flight.reset();
+            for ticket in send(flight, &[2])[0].iter() {
+                flight.settled_singly(*ticket);
+                flight.delivered(ticket.unit(), 1);
+            }
+            settled(flight);
+            flight.change_batches();
+        };
+        let mut flight = Flight::new(1_000_000);
+        assert!(!flight.wants_new_producer());
+        refuse(&mut flight);
+        refuse(&mut flight);
+        assert_eq!(flight.mode(), Mode::Batches { bytes_max: 250_000 });
+        for (grow_after, then) in [(GROW_AFTER, 500_000), (GROW_AFTER, 1_000_000)] {
+            deliver(&mut flight, grow_after - 1);
+            assert!(!flight.wants_new_producer());
+            deliver(&mut flight, 1);
+            assert!(flight.wants_new_producer());
+            flight.change_batches();
+            assert_eq!(flight.mode(), Mode::Batches { bytes_max: then });
+        }
+        deliver(&mut flight, 2 * GROW_AFTER);
+        assert!(!flight.wants_new_producer(), "never more than the operator chose");
+        refuse(&mut flight);
+        deliver(&mut flight, GROW_AFTER);
+        assert!(!flight.wants_new_producer(), "the last try was wrong");
+        deliver(&mut flight, GROW_AFTER);
+        assert!(flight.wants_new_producer());
     }
 
     #[test]

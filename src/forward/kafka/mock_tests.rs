@@ -3,12 +3,11 @@
 use std::time::{Duration, Instant};
 
 use rdkafka::ClientConfig;
-use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::mocking::MockCluster;
 use rdkafka::types::{RDKafkaApiKey, RDKafkaErrorCode as Code, RDKafkaRespErr as Answer};
 
 use super::flight::{Blame, Failed, Flight, Mode};
-use super::producer::{NotTaken, Producer, Reports};
+use super::producer::{Form, NotTaken, Outbound, Producer, Reports};
 
 const RECORDS: u64 = 20;
 
@@ -25,9 +24,13 @@ fn config(cluster: &MockCluster<'static, rdkafka::producer::DefaultProducerConte
     config
 }
 
-fn headers() -> OwnedHeaders {
-    OwnedHeaders::new().insert(Header { key: "id", value: Some("node-0-1-7") })
-}
+const RECORD: Outbound<'_> = Outbound {
+    topic: "t",
+    key: b"key",
+    value: b"value",
+    headers: [(c"id", b"node-0-1-7"), (c"point", b""), (c"request_id", b"r"), (c"traceparent", b"")],
+    timestamp_ms: 1_700_000_000_000,
+};
 
 /// Sends all, and takes reports in until none is missing. `batches`: records are handed over in so many goes, each after
 /// the one before was on its way.
@@ -35,7 +38,7 @@ fn drive(mode: Mode, answers: &[Answer], batches: u64) -> (Seen, Option<Blame>) 
     let cluster = MockCluster::new(1).expect("a mock cluster");
     cluster.create_topic("t", 1, 1).expect("a topic");
     cluster.request_errors(RDKafkaApiKey::Produce, answers);
-    let producer = Producer::new(&config(&cluster), "test", mode).expect("a producer");
+    let mut producer = Producer::new(&config(&cluster), "test", mode).expect("a producer");
     let mut flight = Flight::new(1_000_000);
     let (mut seen, mut reports) = (Seen::default(), Reports::default());
     flight.begin(1, 0, 0);
@@ -44,11 +47,11 @@ fn drive(mode: Mode, answers: &[Answer], batches: u64) -> (Seen, Option<Blame>) 
             std::thread::sleep(Duration::from_millis(30));
         }
         let ticket = flight.ticket(n);
-        match producer.send("t", b"key", b"value", headers(), ticket) {
+        match producer.send(&mut Form::new(), &RECORD, ticket) {
             Ok(()) => flight.sent(),
             // The answer to an earlier batch has come.
-            Err((NotTaken::Failed(code), _)) => seen.failed.push(code),
-            Err((NotTaken::Full, _)) => panic!("the queue has room"),
+            Err(NotTaken::Failed(code)) => seen.failed.push(code),
+            Err(NotTaken::Full) => panic!("the queue has room"),
         }
     }
     flight.end();
@@ -120,12 +123,12 @@ fn a_purge_reports_every_record() {
     let cluster = MockCluster::new(1).expect("a mock cluster");
     cluster.create_topic("t", 1, 1).expect("a topic");
     cluster.broker_down(1).expect("down");
-    let producer =
+    let mut producer =
         Producer::new(&config(&cluster), "test", Mode::Batches { bytes_max: 1_000_000 }).expect("a producer");
     let mut flight = Flight::new(1_000_000);
     flight.begin(1, 0, 0);
     for n in 0..RECORDS {
-        producer.send("t", b"key", b"value", headers(), flight.ticket(n)).map_err(|(e, _)| e).expect("room");
+        producer.send(&mut Form::new(), &RECORD, flight.ticket(n)).expect("room");
         flight.sent();
     }
     producer.purge();

@@ -11,7 +11,9 @@
 
 mod again;
 mod flight;
+mod hurry;
 mod letters;
+mod native;
 mod producer;
 mod render;
 pub mod settings;
@@ -29,16 +31,21 @@ use super::sink::{Report, Settled, Sink, SinkFailed};
 use super::unit::{Item, Unit};
 pub use again::send_again;
 use flight::{Blame, Failed, Flight, Trouble};
+use hurry::Hurry;
 pub use letters::LetterBox;
-use producer::{NotTaken, Producer, Reports};
+use producer::{Form, NotTaken, Outbound, Producer, Reports};
 pub use render::KeyBy;
 use render::Renderer;
 pub use settings::Settings;
+
+use crate::reducer::thread::wall_ns;
 
 /// How soon reports are looked at while records are on their way.
 const LOOK_EVERY: Duration = Duration::from_millis(2);
 /// How long a unit may wait for room in librdkafka's queue, which is far larger than what is let in.
 const ROOM_WITHIN: Duration = Duration::from_millis(500);
+/// A record that has been on its way for longer is one that Kafka does not take now: it is away, or too few replicas are.
+const STALLED_AFTER: Duration = Duration::from_secs(10);
 /// One turn takes at most this many batches of reports in.
 const REPORTS_A_TURN: usize = 256;
 
@@ -65,12 +72,13 @@ pub struct KafkaSink {
     aside: Box<dyn SetAside>,
     flight: Flight,
     producer: Option<Producer>,
-    /// Each unit on its way with its bytes
-    bytes: std::collections::VecDeque<(u64, usize)>,
+    /// Each unit on its way with its bytes, and when it was handed over
+    bytes: std::collections::VecDeque<(u64, usize, Instant)>,
     bytes_in_flight: usize,
     /// The topic that the trouble is about
     trouble_topic: String,
     reports: Reports,
+    hurry: Hurry,
 }
 
 impl KafkaSink {
@@ -91,13 +99,14 @@ impl KafkaSink {
             bytes_in_flight: 0,
             trouble_topic: String::new(),
             reports: Reports::default(),
+            hurry: Hurry::new(Instant::now()),
         }
     }
 
-    fn hand_over(&mut self, unit: &mut Unit<'_>) -> Result<(), SinkFailed> {
+    fn hand_over(&mut self, unit: &mut Unit<'_>, now: Instant) -> Result<(), SinkFailed> {
         if self.flight.wants_new_producer() {
             self.end_producer();
-            self.flight.end_singly();
+            self.flight.change_batches();
         }
         if self.producer.is_none() {
             let made = self.settings.client_now().and_then(|client| {
@@ -106,10 +115,13 @@ impl KafkaSink {
             });
             self.producer = Some(made.map_err(|message| SinkFailed { message, held: true, retry_after: None })?);
         }
-        let producer = self.producer.as_ref().expect("made above");
+        let producer = self.producer.as_mut().expect("made above");
         let (flight, renderer) = (&mut self.flight, &mut self.renderer);
         let (log, log_id, segment_id) = (log_name(unit.log_id), unit.log_id, unit.segment_id);
         let (mut bytes, mut letters) = (0, Vec::new());
+        // Of the whole unit: a look at the clock for each record would cost as much as rendering it.
+        let timestamp_ms = wall_ns() / 1_000_000;
+        let mut form = Form::new();
         flight.begin(unit.id, log_id, unit.first_point);
         let shown = unit.for_each(|item| {
             let (number, record) = match &item {
@@ -117,27 +129,25 @@ impl KafkaSink {
                 Item::Window(window) => (window.number, renderer.window(&log, window)),
             };
             let ticket = flight.ticket(number);
-            let mut headers = record.headers();
+            let (topic, key, value) = (record.topic, record.key, record.value);
+            let outbound = Outbound { topic, key, value, headers: record.headers(), timestamp_ms };
             let mut full_since: Option<Instant> = None;
             loop {
-                match producer.send(record.topic, record.key, record.value, headers, ticket) {
+                match producer.send(&mut form, &outbound, ticket) {
                     Ok(()) => {
                         bytes += record.bytes();
                         flight.sent();
                         return Ok(());
                     }
-                    Err((NotTaken::Full, given_back))
-                        if full_since.get_or_insert_with(Instant::now).elapsed() < ROOM_WITHIN =>
-                    {
+                    Err(NotTaken::Full) if full_since.get_or_insert_with(Instant::now).elapsed() < ROOM_WITHIN => {
                         // Reports make room; they are taken in at the next turn.
                         producer.wait(LOOK_EVERY);
-                        headers = given_back;
                     }
-                    Err((NotTaken::Failed(Code::MessageSizeTooLarge), _)) => {
+                    Err(NotTaken::Failed(Code::MessageSizeTooLarge)) => {
                         flight.refused_at_once();
                         letters.push(Letter {
                             id: String::from_utf8_lossy(record.id).into_owned(),
-                            headers: producer::texts(&record.headers()),
+                            headers: outbound.header_texts(),
                             topic: record.topic.to_owned(),
                             reason: "the record is larger than this sink sends (32 MiB)".to_owned(),
                             key: record.key.to_vec(),
@@ -145,12 +155,13 @@ impl KafkaSink {
                         });
                         return Ok(());
                     }
-                    Err((NotTaken::Full, _)) => return Err((Code::QueueFull, String::new())),
-                    Err((NotTaken::Failed(code), _)) => return Err((code, record.topic.to_owned())),
+                    Err(NotTaken::Full) => return Err((Code::QueueFull, String::new())),
+                    Err(NotTaken::Failed(code)) => return Err((code, record.topic.to_owned())),
                 }
             }
         });
-        self.bytes.push_back((unit.id, bytes));
+        self.bytes.push_back((unit.id, bytes, now));
+        self.hurry.moved(Instant::now());
         self.bytes_in_flight += bytes;
         match shown {
             Ok(()) => {}
@@ -184,6 +195,7 @@ impl KafkaSink {
                 break;
             }
             wait = Duration::ZERO;
+            self.hurry.moved(Instant::now());
             let flight = &mut self.flight;
             self.reports.singly.iter().for_each(|&ticket| flight.settled_singly(ticket));
             self.reports.delivered.iter().for_each(|&(unit, records)| flight.delivered(unit, records));
@@ -234,7 +246,7 @@ impl KafkaSink {
     fn settle(&mut self, report: &mut Report) {
         let KafkaSink { flight, bytes, bytes_in_flight, .. } = self;
         flight.take_settled(|id, outcome| {
-            while let Some(&(unit, size)) = bytes.front()
+            while let Some(&(unit, size, _)) = bytes.front()
                 && unit <= id
             {
                 *bytes_in_flight -= size;
@@ -285,22 +297,28 @@ fn words(code: Code) -> String {
 impl Sink for KafkaSink {
     fn has_room(&self) -> bool {
         let room = self.bytes_in_flight < self.settings.in_flight_bytes_max && self.flight.trouble().is_none();
-        // Singly, one unit at a time: then the mode ends as soon as it may.
-        room && (self.flight.is_empty() || !self.flight.is_singly())
+        // Singly, one unit at a time: then the mode ends as soon as it may. The same before another producer takes over.
+        let alone = self.flight.is_singly() || self.flight.wants_new_producer();
+        room && (self.flight.is_empty() || !alone)
     }
 
-    fn send(&mut self, unit: &mut Unit<'_>, _: Instant) -> Result<(), SinkFailed> {
-        self.hand_over(unit)
+    fn send(&mut self, unit: &mut Unit<'_>, now: Instant) -> Result<(), SinkFailed> {
+        self.hand_over(unit, now)
     }
 
     fn turn(&mut self, _: Instant, report: &mut Report) -> Result<(), SinkFailed> {
         let taken = self.take_reports(Duration::ZERO);
         self.settle(report);
         taken?;
-        match self.flight.trouble().cloned() {
-            Some(trouble) => Err(self.failure(&trouble)),
-            None => Ok(()),
+        if let Some(trouble) = self.flight.trouble().cloned() {
+            return Err(self.failure(&trouble));
         }
+        if let (Some(producer), false, false) = (&self.producer, self.flight.is_empty(), self.flight.is_singly())
+            && let Some(within) = self.hurry.due(Instant::now(), self.has_room())
+        {
+            producer.hurry(within);
+        }
+        Ok(())
     }
 
     fn next_turn(&self, now: Instant) -> Option<Instant> {
@@ -309,9 +327,18 @@ impl Sink for KafkaSink {
         self.producer.is_some().then(|| now + every)
     }
 
+    fn is_stalled(&self, now: Instant) -> bool {
+        self.bytes
+            .front()
+            .is_some_and(|&(_, _, handed_over)| now.saturating_duration_since(handed_over) > STALLED_AFTER)
+    }
+
     fn finish(&mut self, deadline: Instant, report: &mut Report) -> Result<(), SinkFailed> {
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
+            if let (Some(producer), false) = (&self.producer, self.flight.is_singly()) {
+                producer.hurry(left.min(LOOK_EVERY));
+            }
             let taken = self.take_reports(left.min(5 * LOOK_EVERY));
             self.settle(report);
             taken?;

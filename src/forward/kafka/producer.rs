@@ -3,6 +3,7 @@
 //! `acks=all`, idempotent, never giving a record up for its age. Reports are gathered in [`Producer::poll`], on the caller's
 //! thread; nothing here waits, except [`Producer::new`] and dropping (for librdkafka's own threads, some milliseconds).
 
+use std::ffi::CStr;
 use std::sync::Mutex;
 use std::time::Duration;
 
@@ -10,11 +11,13 @@ use rdkafka::ClientConfig;
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, KafkaResult};
-use rdkafka::message::{DeliveryResult, Headers, Message, OwnedHeaders};
-use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _, ProducerContext, PurgeConfig};
+use rdkafka::message::{DeliveryResult, Headers, Message};
+use rdkafka::producer::{BaseProducer, Producer as _, ProducerContext, PurgeConfig};
 use rdkafka::types::RDKafkaErrorCode as Code;
 
 use super::flight::{Mode, Ticket};
+pub use super::native::Form;
+use super::native::{self, HEADERS_MAX, Outgoing, Topic};
 
 /// What the delivery reports said since they were last taken.
 #[derive(Default)]
@@ -118,9 +121,19 @@ impl ProducerContext for Context {
 }
 
 /// Ours are texts.
-pub fn texts(headers: &impl Headers) -> Vec<(String, String)> {
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn texts(headers: &impl Headers) -> Vec<(String, String)> {
     headers.iter().filter_map(|header| Some((header.key.to_owned(), text(header.value?)))).collect()
+}
+
+impl Outbound<'_> {
+    pub fn header_texts(&self) -> Vec<(String, String)> {
+        let given = self.headers.iter().filter(|(_, value)| !value.is_empty());
+        given.map(|(name, value)| (text(name.to_bytes()), text(value))).collect()
+    }
 }
 
 /// librdkafka did not take a record.
@@ -132,7 +145,21 @@ pub enum NotTaken {
 }
 
 pub struct Producer {
+    /// Those that were sent to, by name; before `inner`, so that they go first
+    topics: Vec<(String, Topic)>,
+    /// Where the last record went
+    last: usize,
     inner: BaseProducer<Context>,
+}
+
+/// A record, borrowed. Headers without a value are left out.
+#[derive(Clone, Copy)]
+pub struct Outbound<'a> {
+    pub topic: &'a str,
+    pub key: &'a [u8],
+    pub value: &'a [u8],
+    pub headers: [(&'static CStr, &'a [u8]); HEADERS_MAX],
+    pub timestamp_ms: i64,
 }
 
 impl Producer {
@@ -150,27 +177,33 @@ impl Producer {
             }
         }
         let context = Context { sink: sink.to_owned(), singly: mode == Mode::Singly, reports: Mutex::default() };
-        Ok(Producer { inner: config.create_with_context(context)? })
+        Ok(Producer { topics: Vec::new(), last: 0, inner: config.create_with_context(context)? })
     }
 
     /// Copies the record into librdkafka's queue.
     #[inline]
-    pub fn send(
-        &self,
-        topic: &str,
-        key: &[u8],
-        value: &[u8],
-        headers: OwnedHeaders,
-        ticket: Ticket,
-    ) -> Result<(), (NotTaken, OwnedHeaders)> {
-        let record = BaseRecord::with_opaque_to(topic, ticket.to_bits()).key(key).payload(value).headers(headers);
-        self.inner.send(record).map_err(|(error, record)| {
-            let headers = record.headers.expect("given back as it was");
-            match error.rdkafka_error_code() {
-                Some(Code::QueueFull) => (NotTaken::Full, headers),
-                code => (NotTaken::Failed(code.unwrap_or(Code::Fail)), headers),
-            }
+    pub fn send(&mut self, form: &mut Form, record: &Outbound<'_>, ticket: Ticket) -> Result<(), NotTaken> {
+        if self.topics.get(self.last).is_none_or(|(name, _)| name != record.topic) {
+            self.last = self.find(record.topic)?;
+        }
+        let &Outbound { key, value, headers, timestamp_ms, .. } = record;
+        let outgoing = Outgoing { key, value, headers, timestamp_ms, opaque: ticket.to_bits() };
+        native::produce(&self.inner, &self.topics[self.last].1, form, &outgoing).map_err(|code| match code {
+            Code::QueueFull => NotTaken::Full,
+            code => NotTaken::Failed(code),
         })
+    }
+
+    fn find(&mut self, topic: &str) -> Result<usize, NotTaken> {
+        // Sorted: a template may make many of them.
+        match self.topics.binary_search_by(|(name, _)| name.as_str().cmp(topic)) {
+            Ok(at) => Ok(at),
+            Err(at) => {
+                let made = Topic::new(&self.inner, topic).map_err(NotTaken::Failed)?;
+                self.topics.insert(at, (topic.to_owned(), made));
+                Ok(at)
+            }
+        }
     }
 
     /// Swaps what the reports said so far with `reports`, which comes empty.
@@ -183,6 +216,11 @@ impl Producer {
     /// Lets reports come in, without handing them out.
     pub fn wait(&self, wait: Duration) {
         self.inner.poll(wait);
+    }
+
+    /// What is queued need not wait for company: waits up to `within` for it to leave.
+    pub fn hurry(&self, within: Duration) {
+        native::hurry(&self.inner, within);
     }
 
     /// Gives up what is on its way; the reports say so.

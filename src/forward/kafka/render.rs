@@ -3,15 +3,15 @@
 //! What depends on the series alone is made once a series and segment and kept, within bounds: the document up to the
 //! value, the key, the topic, and the hash that identifies the series.
 
-use std::collections::HashMap;
+use std::ffi::CStr;
 
 use metricstream_shards::point::series_key::Parsed;
-use rdkafka::message::{Header, OwnedHeaders};
 use sha2::{Digest, Sha256};
 
 use super::super::id::Ids;
 use super::super::json::{self, parse_key as parse};
 use super::super::unit::{Point, Window};
+use super::native::HEADERS_MAX;
 use super::topic::Template;
 
 /// What a record's key is: records of one key stay in order, in one partition.
@@ -32,7 +32,12 @@ pub struct Renderer {
     key_by: KeyBy,
     raw: Template,
     aggregated: Template,
-    logs: HashMap<u32, Kept>,
+    /// By log; there are as many as shards
+    logs: Vec<(u32, Kept)>,
+    last_log: usize,
+    /// All of an id but the number, and the log and epoch that it is for
+    id_prefix: Vec<u8>,
+    id_prefix_of: Option<(u32, u64)>,
     /// Of a series that is not kept
     scratch: Vec<u8>,
     value: Vec<u8>,
@@ -72,18 +77,13 @@ pub struct Record<'a> {
 }
 
 impl Record<'_> {
-    pub fn headers(&self) -> OwnedHeaders {
-        let more = [("request_id", self.request_id.as_bytes()), ("traceparent", self.traceparent.as_bytes())];
-        let mut headers = OwnedHeaders::new_with_capacity(4).insert(Header { key: "id", value: Some(self.id) });
-        if !self.point.is_empty() {
-            headers = headers.insert(Header { key: "point", value: Some(self.point) });
-        }
-        for (key, value) in more {
-            if !value.is_empty() {
-                headers = headers.insert(Header { key, value: Some(value) });
-            }
-        }
-        headers
+    pub fn headers(&self) -> [(&'static CStr, &[u8]); HEADERS_MAX] {
+        [
+            (c"id", self.id),
+            (c"point", self.point),
+            (c"request_id", self.request_id.as_bytes()),
+            (c"traceparent", self.traceparent.as_bytes()),
+        ]
     }
 
     /// What it takes in librdkafka's memory, roughly: its own structures are some hundred bytes.
@@ -99,7 +99,10 @@ impl Renderer {
             key_by,
             raw,
             aggregated,
-            logs: HashMap::new(),
+            logs: Vec::new(),
+            last_log: 0,
+            id_prefix: Vec::new(),
+            id_prefix_of: None,
             scratch: Vec::new(),
             value: Vec::new(),
             id: Vec::new(),
@@ -110,8 +113,14 @@ impl Renderer {
 
     /// `log`: the log's name, number and segment.
     pub fn point<'a>(&'a mut self, log: (&str, u32, u64), point: &Point<'a>) -> Record<'a> {
-        let Renderer { logs, scratch, value, raw, .. } = self;
-        let kept = logs.entry(log.1).or_default();
+        let Renderer { logs, last_log, scratch, value, raw, .. } = self;
+        if logs.get(*last_log).is_none_or(|(id, _)| *id != log.1) {
+            *last_log = logs.iter().position(|(id, _)| *id == log.1).unwrap_or_else(|| {
+                logs.push((log.1, Kept::default()));
+                logs.len() - 1
+            });
+        }
+        let kept = &mut logs[*last_log].1;
         let place = match point.series {
             Some(series) => kept.place(log.2, series, point.key, raw, self.key_by),
             None => None,
@@ -131,8 +140,14 @@ impl Renderer {
         value.extend_from_slice(document);
         json::put_point(point.value, point.timestamp_ns, value);
         value.push(b'}');
+        if self.id_prefix_of != Some((log.1, point.epoch)) {
+            self.id_prefix.clear();
+            self.ids.put_prefix(log.0, point.epoch, &mut self.id_prefix);
+            self.id_prefix_of = Some((log.1, point.epoch));
+        }
         self.id.clear();
-        self.ids.put(log.0, point.epoch, point.number, &mut self.id);
+        self.id.extend_from_slice(&self.id_prefix);
+        self.id.extend_from_slice(itoa::Buffer::new().format(point.number).as_bytes());
         self.point.clear();
         if point.is_identified {
             self.point.extend_from_slice(hash);

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use rdkafka::ClientConfig;
 
+use super::hurry::LINGER;
 use super::render::KeyBy;
 use super::topic::Template;
 use crate::config::{self, KafkaKey, KafkaSasl};
@@ -93,8 +94,9 @@ fn client(sink: &config::Sink) -> ClientConfig {
         .set("client.id", format!("metricstream-{}", sink.name))
         .set("bootstrap.servers", sink.brokers.join(","))
         .set("compression.type", sink.codec.word())
-        // A unit is handed over in one go: what comes within this time is one batch.
-        .set("linger.ms", "10")
+        .set("linger.ms", LINGER.as_millis().to_string())
+        // Deleted topics and new partitions are seen after this time at the latest (librdkafka's own: 300 s).
+        .set("topic.metadata.refresh.interval.ms", "10000")
         // A topic that is missing is said so after this time; new ones are found as soon.
         .set("topic.metadata.propagation.max.ms", "5000")
         .set("reconnect.backoff.max.ms", "2000");
