@@ -264,8 +264,7 @@ def test_nothing_acknowledged_is_missing_in_either_after_kills_of_everything(
     print(f"seed {seed}")
     rng = random.Random(seed)
     # By address: a client's connections are all one shard's, so that its order holds from one connection to the next.
-    # Every start begins a segment of its own: with large ones the aggregate log would reach its bound, and give up its
-    # oldest windows once both sinks have them.
+    # Every start begins a segment of its own: small ones, that the disk does not fill.
     server = start(make_server, kafka, influxdb, {}, limiter={"steering": "address"}, log={"segment_bytes": "4 MiB"})
     turns = ["kafka", "influx"] * of_each
     rng.shuffle(turns)
