@@ -37,7 +37,7 @@ use crate::forward::share::LogShare;
 use crate::forward::{self, Forward, reader};
 use crate::logging::LogLines;
 use crate::reducer::core::Closed;
-use crate::reducer::thread::{Reducer, Retention, SharedView, Store, View, wall_ns};
+use crate::reducer::thread::{Reducer, Retention, Segment, SharedView, Store, View, wall_ns};
 use crate::reducer::{Books, ReducerCore, Source, segment_log};
 use crate::sockets;
 use crate::{admin, flush_probe, placement, rebuild, translate};
@@ -240,6 +240,7 @@ pub fn run(config: &Config, clients: &[ResolvedClient], lines: &LogLines) -> Res
                 .map(|info| segments::Segment {
                     id: info.segment_id,
                     path: info.path.clone(),
+                    bytes: segments::counted_bytes(info.disk_bytes, config.log.segment_bytes.bytes()),
                     last_stamp_ns: info.last_stamp_ns.unwrap_or(i64::MAX),
                     // What its points reach is known only by folding them; no further than this.
                     newest_ns: info
@@ -327,7 +328,12 @@ pub fn run(config: &Config, clients: &[ResolvedClient], lines: &LogLines) -> Res
         old: aggregate
             .segments
             .iter()
-            .map(|info| (info.segment_id, info.path.clone(), info.last_stamp_ns.unwrap_or(i64::MAX)))
+            .map(|info| Segment {
+                id: info.segment_id,
+                path: info.path.clone(),
+                last_stamp_ns: info.last_stamp_ns.unwrap_or(i64::MAX),
+                bytes: segments::counted_bytes(info.disk_bytes, aggregate_segment_bytes),
+            })
             .collect(),
         log: BlockingLog::new(
             &aggregate_dir,

@@ -39,10 +39,21 @@ pub struct Kept {
 pub struct Segment {
     pub id: u64,
     pub path: PathBuf,
+    /// What it counts for
+    pub bytes: u64,
     /// No record is younger
     pub last_stamp_ns: i64,
     /// No point that windows hold is newer; `i64::MAX` until it is folded to its end
     pub newest_ns: i64,
+}
+
+/// A segment from before the start is counted by what it takes on the disk: its unused end is given back. But at least so
+/// many make a whole one, or their number would know no bound.
+const SMALL_SEGMENTS_A_WHOLE: u64 = 64;
+
+/// What a segment that a start has found counts for against the log's bound.
+pub fn counted_bytes(disk_bytes: u64, segment_bytes: u64) -> u64 {
+    disk_bytes.clamp(segment_bytes / SMALL_SEGMENTS_A_WHOLE, segment_bytes)
 }
 
 impl Segment {
@@ -140,8 +151,8 @@ pub async fn keep(mut log: Kept, shared: Arc<Shared>, stop: Rc<Cell<bool>>) {
             }
         }
         gauges.segments.store(log.segments.len() as u64, Ordering::Relaxed);
-        let files = log.segments.len() + ready.len() + log.unused.len();
-        gauges.bytes.store(files as u64 * log.segment_bytes, Ordering::Relaxed);
+        let others = (ready.len() + log.unused.len()) as u64 * log.segment_bytes;
+        gauges.bytes.store(used_bytes(&log) + others, Ordering::Relaxed);
         if log.shard.is_none() && log.segments.is_empty() && log.unused.is_empty() {
             let _ = std::fs::remove_dir(&log.dir);
             tracing::info!(dir = %log.dir.display(), "the log of a shard that no longer exists is done with");
@@ -194,7 +205,9 @@ fn take_notice(log: &mut Kept, ready: &mut VecDeque<(u64, PathBuf)>, notice: Log
             }
             while let Some((id, path)) = ready.pop_front() {
                 if id == segment_id {
-                    log.segments.push_back(Segment { id, path, last_stamp_ns: i64::MAX, newest_ns: i64::MAX });
+                    let bytes = log.segment_bytes;
+                    let (last_stamp_ns, newest_ns) = (i64::MAX, i64::MAX);
+                    log.segments.push_back(Segment { id, path, bytes, last_stamp_ns, newest_ns });
                     break;
                 }
                 // Passed over: the shard refused it.
@@ -232,7 +245,11 @@ fn release(log: &mut Kept, clock_ns: i64, floor_ns: i64, ready: usize) {
 
 /// Whether one more segment would be too many. A spare file does not count: it becomes that segment.
 fn over(log: &Kept, ready: usize) -> bool {
-    (log.segments.len() + ready + 1) as u64 * log.segment_bytes > log.bytes_max
+    used_bytes(log) + (ready as u64 + 1) * log.segment_bytes > log.bytes_max
+}
+
+fn used_bytes(log: &Kept) -> u64 {
+    log.segments.iter().map(|segment| segment.bytes).sum()
 }
 
 async fn prepare(log: &mut Kept, ready: usize, stop: &Cell<bool>) -> std::io::Result<Option<PreparedSegment>> {
@@ -310,7 +327,7 @@ mod tests {
         };
         let segment = |(n, &s): (usize, &i64)| {
             let ns = s.saturating_mul(S);
-            Segment { id: n as u64 + 1, path: file(n), last_stamp_ns: ns, newest_ns: ns }
+            Segment { id: n as u64 + 1, path: file(n), bytes: MIB, last_stamp_ns: ns, newest_ns: ns }
         };
         let segments = last_s.iter().enumerate().map(segment).collect();
         let ports = || Ports {
@@ -366,6 +383,21 @@ mod tests {
         log.unused.clear();
         release(&mut log, 400 * S, 150 * S, 3);
         assert_eq!(ids(&log), [2, 3, 4], "the second is needed: from here on clients get 503");
+    }
+
+    #[test]
+    fn segments_that_gave_their_end_back_count_for_what_they_take() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let mut log = kept(dir.path(), &[100, 200, 300, 400, i64::MAX], 0, false);
+        assert!(over(&log, 0));
+        for segment in log.segments.iter_mut().take(4) {
+            segment.bytes = counted_bytes(8192, MIB);
+        }
+        assert_eq!(used_bytes(&log), MIB + 4 * (MIB / SMALL_SEGMENTS_A_WHOLE));
+        assert!(!over(&log, 1) && over(&log, 3));
+        release(&mut log, 500 * S, i64::MAX - 1, 1);
+        assert_eq!(log.segments.len(), 5, "there is room: none has to go");
+        assert_eq!(counted_bytes(3 * MIB, MIB), MIB);
     }
 
     #[test]

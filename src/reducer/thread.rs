@@ -71,14 +71,24 @@ pub struct Reducer {
     pub rendered: Option<(u64, Arc<str>)>,
 }
 
+/// One segment of the aggregate log.
+pub struct Segment {
+    pub id: u64,
+    pub path: PathBuf,
+    /// No record is younger
+    pub last_stamp_ns: i64,
+    /// What it counts for against the bound
+    pub bytes: u64,
+}
+
 /// The aggregate log as recovery found it.
 pub struct Store {
     pub log: BlockingLog,
     pub retention: Retention,
     /// Files that can be used again
     pub unused: Vec<PathBuf>,
-    /// Segments of earlier runs: number, file, last stamp
-    pub old: Vec<(u64, PathBuf, i64)>,
+    /// Segments of earlier runs
+    pub old: Vec<Segment>,
     /// What sinks still need of it
     pub share: Arc<LogShare>,
     /// At the bound the oldest goes whether all sinks have it or not
@@ -205,7 +215,7 @@ impl Reducer {
         // The segment being written has no last stamp yet.
         let closed = log.segments.len().saturating_sub(1);
         let stamps: std::collections::HashMap<u64, i64> =
-            log.segments.iter().take(closed).map(|(id, _, last)| (*id, *last)).collect();
+            log.segments.iter().take(closed).map(|segment| (segment.id, segment.last_stamp_ns)).collect();
         let view = View {
             books: self.core.books(),
             closed: self.core.closed(),
@@ -215,7 +225,7 @@ impl Reducer {
             rebuilding: self.core.rebuilding(),
             log_end_block: log.log.writer().durable_commit().0,
             log_segments: log.segments.len(),
-            log_bytes: log.segments.len() as u64 * log.log.writer().config().segment_bytes,
+            log_bytes: log.bytes(),
             log_unavailable: log.refused,
             spans: spans
                 .into_iter()
@@ -233,8 +243,8 @@ impl Reducer {
 /// The aggregate log behind the reducer's trait, with its retention.
 struct Appender {
     log: BlockingLog,
-    /// Number, file and last stamp of every segment, the one being written last
-    segments: VecDeque<(u64, PathBuf, i64)>,
+    /// The one being written last
+    segments: VecDeque<Segment>,
     retention: Retention,
     refused: bool,
     share: Arc<LogShare>,
@@ -244,7 +254,7 @@ struct Appender {
 impl AggregateLog for Appender {
     fn append(&mut self, kind: Kind, stamp_ns: i64, results: u32, bytes: &[u8]) -> Result<(), LogRefused> {
         if self.is_held_full() {
-            let oldest = self.segments[0].0;
+            let oldest = self.segments[0].id;
             self.share.blame(oldest);
             tracing::warn!(
                 cause = "aggregate_log_bound",
@@ -258,9 +268,9 @@ impl AggregateLog for Appender {
         }
         let appended = self.log.append(kind, stamp_ns, results, bytes);
         if appended.is_ok()
-            && let Some((_, _, last)) = self.segments.back_mut()
+            && let Some(segment) = self.segments.back_mut()
         {
-            *last = (*last).max(stamp_ns);
+            segment.last_stamp_ns = segment.last_stamp_ns.max(stamp_ns);
         }
         self.noted(appended, "closed windows cannot be appended; trying again")
     }
@@ -268,9 +278,10 @@ impl AggregateLog for Appender {
     fn flush(&mut self) -> Result<(), LogRefused> {
         let flushed = AggregateLog::flush(&mut self.log);
         for span in self.log.writer().read_plan(Position::default()) {
-            if self.segments.back().is_none_or(|(id, ..)| *id < span.segment_id) {
-                let last = self.segments.back().map_or(i64::MIN, |(_, _, last)| *last);
-                self.segments.push_back((span.segment_id, span.path, last));
+            if self.segments.back().is_none_or(|segment| segment.id < span.segment_id) {
+                let last_stamp_ns = self.segments.back().map_or(i64::MIN, |segment| segment.last_stamp_ns);
+                let bytes = self.log.writer().config().segment_bytes;
+                self.segments.push_back(Segment { id: span.segment_id, path: span.path, last_stamp_ns, bytes });
             }
         }
         self.noted(flushed, "closed windows cannot be made durable; trying again")
@@ -291,16 +302,16 @@ impl Appender {
         let oldest_kept_ns = clock_ns.saturating_sub(self.retention.age_max.as_nanos() as i64);
         while self.segments.len() > 2 {
             let full = self.is_full();
-            let held = self.segments[0].0 >= self.share.held_from();
+            let held = self.segments[0].id >= self.share.held_from();
             let goes = match (full, held) {
                 (true, true) => self.drop_oldest,
                 (true, false) => true,
-                (false, _) => self.segments[0].2 < oldest_kept_ns && !held,
+                (false, _) => self.segments[0].last_stamp_ns < oldest_kept_ns && !held,
             };
             if !goes {
                 break;
             }
-            let (id, path, _) = self.segments.pop_front().expect("more than two");
+            let Segment { id, path, .. } = self.segments.pop_front().expect("more than two");
             if held {
                 tracing::warn!(
                     cause = "aggregate_log_dropped",
@@ -320,13 +331,17 @@ impl Appender {
 
     /// One more than is on disk now: the next segment has to fit, too.
     fn is_full(&self) -> bool {
-        (self.segments.len() as u64 + 1) * self.log.writer().config().segment_bytes > self.retention.bytes_max
+        self.bytes() + self.log.writer().config().segment_bytes > self.retention.bytes_max
+    }
+
+    fn bytes(&self) -> u64 {
+        self.segments.iter().map(|segment| segment.bytes).sum()
     }
 
     /// Another segment would be one too many, a sink keeps the oldest from going, and the last is nearly used up: what is
     /// left of it is for the records that are on their way.
     fn is_held_full(&self) -> bool {
-        let held = self.segments.front().is_some_and(|(id, ..)| *id >= self.share.held_from());
+        let held = self.segments.front().is_some_and(|segment| segment.id >= self.share.held_from());
         let used = self.log.writer().durable_end().offset;
         held && !self.drop_oldest && self.is_full() && used > self.log.writer().config().segment_bytes / 4 * 3
     }

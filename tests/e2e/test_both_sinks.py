@@ -264,8 +264,7 @@ def test_nothing_acknowledged_is_missing_in_either_after_kills_of_everything(
     print(f"seed {seed}")
     rng = random.Random(seed)
     # By address: a client's connections are all one shard's, so that its order holds from one connection to the next.
-    # Every start begins a segment of its own: small ones, that the disk does not fill.
-    server = start(make_server, kafka, influxdb, {}, limiter={"steering": "address"}, log={"segment_bytes": "4 MiB"})
+    server = start(make_server, kafka, influxdb, {}, limiter={"steering": "address"})
     turns = ["kafka", "influx"] * of_each
     rng.shuffle(turns)
     watch, faults = Watch(server), []
@@ -287,6 +286,7 @@ def test_nothing_acknowledged_is_missing_in_either_after_kills_of_everything(
         time.sleep(1)
         totals = load.stop()
     points = totals["points_acknowledged"]
+    windows = all_windows_closed(server, load.ledger, points)
     drained(server, 300)
     watch.stop()
 
@@ -309,11 +309,14 @@ def test_nothing_acknowledged_is_missing_in_either_after_kills_of_everything(
     records, different = ids(raw)
     logged = {sink: sum(found[sink, log]["delivered"] for log in ("0", "1")) for sink in SINKS}
     assert logged["kafka"] == logged["influx"] == different, (logged, records, different)
-    verdicts = verify(load.ledger, "--kafka", raw, "--influx", influxdb.url, timeout=900)
+    aggregated = kcat(kafka, AGGREGATED, printed / "aggregated.json")
+    verdicts = verify(load.ledger, "--kafka", raw, "--kafka-windows", aggregated, "--influx", influxdb.url,
+                      "--window-lengths", "10", timeout=900)
     in_kafka, in_influx = verdicts["points in Kafka"], verdicts["points in InfluxDB"]
     assert in_kafka["points found and sent"] == in_influx["points found and sent"] == count(influxdb), verdicts
     assert in_kafka["points found and sent"] + in_kafka["repeats by retries"] == different, verdicts
     assert in_kafka["points acknowledged"] == points > 0
+    assert verdicts["windows in Kafka"]["windows compared"] == windows, verdicts
     print(f"{points} points acknowledged, {in_kafka['points unknown']} unknown, "
           f"{in_kafka['repeats by retries']} logged twice by retries; {records - different} of {records} records came again "
           f"under their ids; cursors looked at {watch.looks} times, went back by {watch.back_most} at most")

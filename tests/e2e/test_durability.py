@@ -244,3 +244,23 @@ def test_the_flush_check_catches_a_build_without_the_flush(real_server_only, mak
     # With RWF_DSYNC the flush of a segment that is being prepared can pass for one of a write: it hides an answer or two.
     least = answers if flush == "fdatasync" else 0.9 * answers
     assert answers >= 100 and len(early) >= least, (len(early), answers)
+
+
+def test_many_starts_do_not_fill_the_logs_bound_with_empty_segments(real_server_only, make_server):
+    """A start begins a new segment. What the one before did not use must not count, or a process that starts again and again
+    loses its windows to the bound, or refuses points, with a few KiB in its logs."""
+    server = make_server(node={"shards": 1}, windows={"windows": ["10 s"], "lateness": "1 s"},
+                         log={"segment_bytes": "1 MiB", "bytes_max": "4 MiB", "aggregate_bytes_max": "4 MiB"}).start()
+    # In a window that is closed already: each is logged at once.
+    at = time.time_ns() - 60 * 10**9
+
+    def closed():
+        return {row["name"] for row in server.windows()}
+
+    written = set()
+    for n in range(12):
+        server.write_lines(f"start{n} value=1 {at}")
+        written.add(f"start{n}")
+        eventually(lambda: written <= closed(), 20, lambda: f"{sorted(closed())} of {sorted(written)}\n{server.log_tail()}")
+        server.restart(kill=True)
+    eventually(lambda: closed() == written, 20, lambda: sorted(closed()))

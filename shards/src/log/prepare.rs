@@ -4,6 +4,7 @@
 //! A segment is handed out only after its bytes, its name and its directory are on disk.
 
 use super::aligned::AlignedBuf;
+use super::footprint::is_whole;
 use super::segment::segment_file_name;
 use super::{PAGE_BYTES, pages};
 use std::fs::{File, OpenOptions};
@@ -47,7 +48,7 @@ pub fn prepare_segment(prepare: Prepare) -> io::Result<PreparedSegment> {
         return Err(io::Error::new(io::ErrorKind::AlreadyExists, format!("{} is there already", path.display())));
     }
     let recycled = match recycle {
-        Some(old) if old.metadata().is_ok_and(|m| m.len() == bytes) => {
+        Some(old) if old.metadata().is_ok_and(|m| m.len() == bytes && is_whole(&m)) => {
             // Renamed before its header is wiped: a crash between leaves a header that names another segment. The
             // other way round a segment that retention gave up would look like one that lost its header.
             std::fs::rename(old, &path)?;

@@ -6,6 +6,7 @@
 use super::PAGE_BYTES;
 use super::aligned::AlignedBuf;
 use super::case::{BlockCase, FirstPage, SegmentCase, decide_segment};
+use super::footprint::{footprint_bytes, give_back};
 use super::prepare::{fill, open, sync_dir};
 use super::read::{Damage, ReadItem, SegmentReader, TO_THE_TAIL};
 use super::segment::{FILLING, HeaderError, SegmentHeader, segment_id_of};
@@ -38,6 +39,8 @@ pub struct SegmentInfo {
     pub segment_id: u64,
     pub path: PathBuf,
     pub file_bytes: u64,
+    /// What it takes on the disk
+    pub disk_bytes: u64,
     /// End of the durable blocks; `None` where only a full read can tell
     pub end: Option<u64>,
     pub first_stamp_ns: Option<i64>,
@@ -77,6 +80,7 @@ pub fn recover(dir: &Path, log_id: u32, node_id: u128) -> io::Result<Recovered> 
             segment_id: found.segment_id,
             path: found.path.clone(),
             file_bytes: found.file_bytes,
+            disk_bytes: 0,
             end,
             first_stamp_ns: found.header.ok().map(|header| header.created_stamp_ns),
             last_stamp_ns: behind.map(|header| header.created_stamp_ns),
@@ -116,6 +120,13 @@ pub fn recover(dir: &Path, log_id: u32, node_id: u128) -> io::Result<Recovered> 
                 to: info.end.unwrap_or(TO_THE_TAIL),
             });
         }
+        // Nothing more is appended to any of these, not even to the newest.
+        if let Some(end) = info.end
+            && let Err(error) = give_back(&found.path, end)
+        {
+            out.notes.push(format!("{}: its unused space cannot be given back: {error}", found.path.display()));
+        }
+        info.disk_bytes = footprint_bytes(&found.path);
         out.segments.push(info);
     }
     out.start.epoch = epoch.saturating_add(1);
