@@ -120,6 +120,7 @@ pub fn run(config: &Config, clients: &[ResolvedClient], lines: &LogLines) -> Res
                 })
             })
             .collect();
+        segments::remove_half_filled(&aggregate_dir);
         let aggregate = recover_log(&aggregate_dir, AGGREGATE_LOG_ID, data_node_id)?;
         let place_in_time = segment_log::recover_place(&aggregate.start.history);
         let joined = logs.into_iter().map(|log| log.join().expect("recovery does not panic"));

@@ -81,7 +81,7 @@ class ScriptedServer:
                     connection.sendall(b"HTTP/1.1 204 No Cont")
                     return
                 status, text, extra = (answer, "", {}) if isinstance(answer, int) else answer
-                body = text.encode()
+                body, extra = text.encode(), dict(extra)  # the same reply may be given again
                 if extra.pop("half", None):  # a head that promises more than comes
                     connection.sendall(f"HTTP/1.1 {status} X\r\nContent-Length: {len(body) + 100}\r\n\r\n".encode() + body)
                     return

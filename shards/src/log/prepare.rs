@@ -5,7 +5,7 @@
 
 use super::aligned::AlignedBuf;
 use super::footprint::is_whole;
-use super::segment::segment_file_name;
+use super::segment::{FILLING, segment_file_name};
 use super::{PAGE_BYTES, pages};
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -61,7 +61,14 @@ pub fn prepare_segment(prepare: Prepare) -> io::Result<PreparedSegment> {
         }
         None => false,
     };
-    let file = open(&path, true)?;
+    // A file of its own is filled under another name: cut short, it must not look like a segment that lost its contents.
+    let filling = dir.join(format!("{}.{FILLING}", segment_file_name(segment_id)));
+    let file = if recycled {
+        open(&path, true)?
+    } else {
+        std::fs::remove_file(&filling).ok();
+        open(&filling, true)?
+    };
     let zeros = {
         let mut zeros = AlignedBuf::with_capacity(FILL_BYTES);
         zeros.set_len(FILL_BYTES);
@@ -73,10 +80,12 @@ pub fn prepare_segment(prepare: Prepare) -> io::Result<PreparedSegment> {
     } else {
         fill(&file, 0, bytes, &zeros)
     };
-    if let Err(error) = filled.and_then(|()| file.sync_all()).and_then(|()| sync_dir(dir)) {
+    let named = |()| if recycled { Ok(()) } else { std::fs::rename(&filling, &path) };
+    if let Err(error) = filled.and_then(|()| file.sync_all()).and_then(named).and_then(|()| sync_dir(dir)) {
         // No half-made file: on a full disk it would take the space that retention frees.
         drop(file);
         std::fs::remove_file(&path).ok();
+        std::fs::remove_file(&filling).ok();
         return Err(error);
     }
     Ok(PreparedSegment { file: Arc::new(file), segment_id, path, bytes })

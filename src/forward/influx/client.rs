@@ -178,16 +178,10 @@ fn heard(answer: Result<ureq::http::Response<ureq::Body>, ureq::Error>) -> Heard
     let status = answer.status().as_u16();
     // A refusal is believed only when it was heard to its end. The body is read in any case, so that the connection can
     // be used again.
-    let promised = header("content-length").and_then(|length| length.parse::<u64>().ok()).unwrap_or(0);
     let mut body = Vec::new();
     if let Err(error) = answer.body_mut().as_reader().take(ANSWER_BYTES_MAX).read_to_end(&mut body) {
         let timeout = error.kind() == std::io::ErrorKind::TimedOut;
         return Heard::Nothing { why: format!("the answer {status} broke off: {error}"), timeout };
-    }
-    // The library takes an end that comes together with the last bytes for the end of the body.
-    if (body.len() as u64) < promised.min(ANSWER_BYTES_MAX) {
-        let why = format!("the answer {status} broke off after {} of {promised} bytes", body.len());
-        return Heard::Nothing { why, timeout: false };
     }
     Heard::Answer { status, text: String::from_utf8_lossy(&body).into_owned(), retry_after }
 }
