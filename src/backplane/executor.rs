@@ -76,6 +76,11 @@ pub async fn sleep(duration: Duration) {
     glommio::timer::sleep(duration).await;
 }
 
+/// Until `event` is there, or `duration` is over. Another thread may wake it.
+pub async fn wait_for(event: impl Future<Output = ()>, duration: Duration) {
+    futures_lite::future::or(event, sleep(duration)).await;
+}
+
 /// Lets other tasks run in the middle of long work.
 pub async fn yield_now() {
     glommio::yield_if_needed().await;

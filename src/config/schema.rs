@@ -549,7 +549,8 @@ section! {
         key: KafkaKey = KafkaKey::Client;
         /// Kafka: how batches are compressed.
         codec: KafkaCodec = KafkaCodec::Lz4;
-        /// Kafka: largest batch before compression; smaller ones are made by themselves where a topic takes no more.
+        /// Kafka: largest batch before compression; at most a 64th of in_flight_bytes_max. Smaller ones are made by
+        /// themselves where a topic takes no more.
         batch_bytes_max: ByteSize = ByteSize::kib(976), in ByteSize::kib(1), ByteSize::mib(16);
         /// Kafka: memory for records that are not acknowledged yet, give or take some MiB.
         in_flight_bytes_max: ByteSize = ByteSize::mib(64), in ByteSize::mib(1), ByteSize::gib(1);

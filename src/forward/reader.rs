@@ -9,13 +9,16 @@
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::future::poll_fn;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Weak};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
+use atomic_waker::AtomicWaker;
 use crossbeam_queue::ArrayQueue;
 use metricstream_shards::log::{
     BLOCK_HEADER_BYTES, BlockError, BlockHeader, PAGE_BYTES, Position, SegmentHeader, parse_block,
@@ -38,10 +41,8 @@ const CLOSE_AFTER: Duration = Duration::from_secs(2);
 /// How long a place may fail to be read before it counts as damage: a disk that is away comes back with everything.
 const BAD_SECTOR_AFTER: Duration = Duration::from_secs(30);
 const FIRST_BLOCK: u64 = PAGE_BYTES as u64;
-/// How soon a request is seen: at once while there are any, and when there were none for a while at leisure.
-const LOOK_EVERY: Duration = Duration::from_millis(2);
-const LOOK_EVERY_IDLE: Duration = Duration::from_millis(10);
-const IDLE_AFTER: Duration = Duration::from_secs(1);
+/// An ask wakes the reader; a stop is seen after this time.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// "What is durable of this log from here on."
 pub struct Ask {
@@ -70,6 +71,8 @@ pub enum Answer {
 /// Where the sinks put what they ask, and what the reader counts.
 pub struct ReaderPort {
     asks: ArrayQueue<Ask>,
+    /// The reader, while it waits for an ask
+    waiting: AtomicWaker,
     pub counters: ReaderCounters,
     stopped: AtomicBool,
 }
@@ -91,6 +94,7 @@ impl ReaderPort {
     pub fn new(asks_max: usize) -> Arc<ReaderPort> {
         Arc::new(ReaderPort {
             asks: ArrayQueue::new(asks_max.max(1)),
+            waiting: AtomicWaker::new(),
             counters: ReaderCounters::default(),
             stopped: AtomicBool::new(false),
         })
@@ -102,29 +106,34 @@ impl ReaderPort {
             return false;
         }
         assert!(self.asks.push(ask).is_ok(), "one ask a sink and log, and the queue has room for all");
+        self.waiting.wake();
         true
     }
 
-    pub fn is_idle(&self) -> bool {
-        self.asks.is_empty()
+    /// Until there is an ask.
+    async fn asked(&self) {
+        poll_fn(|context| {
+            // Registered first: an ask that comes in between wakes it.
+            self.waiting.register(context.waker());
+            if self.asks.is_empty() { Poll::Pending } else { Poll::Ready(()) }
+        })
+        .await;
     }
 }
 
 /// Answers until `stop`.
 pub async fn run(port: Arc<ReaderPort>, stop: Rc<Cell<bool>>) {
     let mut reader = SegmentsReader::new(port.clone());
-    let (mut last_asked, mut looked_at_files) = (Instant::now(), Instant::now());
+    let mut looked_at_files = Instant::now();
     while !stop.get() {
         match port.asks.pop() {
             Some(ask) => {
-                last_asked = Instant::now();
                 let answer = reader.answer(&ask).await;
                 // A sink that has ended does not listen any more.
                 let _ = ask.reply.try_send((ask.ticket, answer));
                 executor::yield_now().await;
             }
-            None if last_asked.elapsed() < IDLE_AFTER => executor::sleep(LOOK_EVERY).await,
-            None => executor::sleep(LOOK_EVERY_IDLE).await,
+            None => executor::wait_for(port.asked(), LOOK_EVERY).await,
         }
         if looked_at_files.elapsed() > CLOSE_AFTER {
             looked_at_files = Instant::now();

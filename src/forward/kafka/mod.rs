@@ -46,6 +46,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(2);
 const ROOM_WITHIN: Duration = Duration::from_millis(500);
 /// A record that has been on its way for longer is one that Kafka does not take now: it is away, or too few replicas are.
 const STALLED_AFTER: Duration = Duration::from_secs(10);
+/// A batch is at most this part of what may be on its way: several partitions are to fill theirs.
+const BATCHES_ON_THEIR_WAY_MIN: usize = 64;
 /// One turn takes at most this many batches of reports in.
 const REPORTS_A_TURN: usize = 256;
 
@@ -91,7 +93,7 @@ impl KafkaSink {
                 settings.topic_raw.clone(),
                 settings.topic_aggregates.clone(),
             ),
-            flight: Flight::new(settings.batch_bytes_max),
+            flight: Flight::new(settings.batch_bytes_max.min(share_of_a_batch(settings.in_flight_bytes_max))),
             settings,
             aside,
             producer: None,
@@ -287,6 +289,10 @@ impl KafkaSink {
             tracing::debug!(%error, "no thread to end a Kafka producer");
         }
     }
+}
+
+fn share_of_a_batch(in_flight_bytes_max: usize) -> u32 {
+    u32::try_from(in_flight_bytes_max / BATCHES_ON_THEIR_WAY_MIN).unwrap_or(u32::MAX)
 }
 
 /// librdkafka's sentence for a code.
