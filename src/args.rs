@@ -338,6 +338,17 @@ pub struct ReplayArgs {
     /// First timestamp that is not sent any more
     #[arg(long, value_name = "TIME", allow_hyphen_values = true, default_value = "now")]
     pub to: When,
+    /// Pass over what was received before, unread
+    ///
+    /// The range is about the points' own times, which no block of a log tells, so that everything kept is read for it. When
+    /// its points were received is told, to a minute: blocks that were received outside of this span are not read. For points
+    /// that came in time, give the range and some minutes more. What is passed over is not sent, late and early points of
+    /// the range included; and where a sink overwrites (InfluxDB), a later value that is passed over is replaced.
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
+    pub received_from: Option<When>,
+    /// Pass over what was received from then on, unread
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
+    pub received_to: Option<When>,
     /// Name of a [[sink]] in the configuration
     #[arg(long, value_name = "NAME")]
     pub sink: String,

@@ -1,0 +1,135 @@
+//! The headers of a segment's blocks: of large blocks a page each is read, by which a reader may pass over the rest.
+//!
+//! Promise: an answer only where every block, from the first to the end, begins with a sound header of this segment, one
+//! behind the other. Whatever is amiss is for [`SegmentReader`](super::SegmentReader) to find, which reads everything.
+
+use super::PAGE_BYTES;
+use super::aligned::AlignedBuf;
+use super::block::BlockHeader;
+use super::prepare::open;
+use super::segment::SegmentHeader;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+/// What was found, and how many bytes were read for it.
+#[derive(Debug, Default)]
+pub struct BlockHeaders {
+    pub headers: Option<Vec<BlockHeader>>,
+    pub read_bytes: u64,
+}
+
+/// `to`: where the segment's durable blocks end. An error is a file that cannot be opened.
+pub fn block_headers(path: &Path, segment_id: u64, to: u64) -> io::Result<BlockHeaders> {
+    let mut file = Ahead::open(path)?;
+    let headers = walk(&mut file, segment_id, to);
+    Ok(BlockHeaders { headers, read_bytes: file.read_bytes })
+}
+
+fn walk(file: &mut Ahead, segment_id: u64, to: u64) -> Option<Vec<BlockHeader>> {
+    let segment = SegmentHeader::parse(file.page(0)?).ok().filter(|segment| segment.segment_id == segment_id)?;
+    let mut headers = Vec::new();
+    let (mut at, mut block_seq) = (PAGE_BYTES as u64, segment.first_block);
+    while at < to {
+        let (header, _) = BlockHeader::parse(file.page(at)?).ok()?;
+        let of_segment = (header.segment_id, header.log_id, header.salt) == (segment_id, segment.log_id, segment.salt);
+        if !of_segment || header.offset != at || header.block_seq != block_seq {
+            return None;
+        }
+        at += header.block_bytes() as u64;
+        block_seq += 1;
+        headers.push(header);
+    }
+    (at == to).then_some(headers)
+}
+
+/// Pages of a file, ever further on.
+struct Ahead {
+    file: File,
+    bytes: AlignedBuf,
+    from: u64,
+    /// The page that was asked for last
+    last: u64,
+    read_bytes: u64,
+}
+
+/// Blocks smaller than this are read along: one large read is sooner done than many small ones.
+const HOP_BYTES_MIN: u64 = 16 << 10;
+const AHEAD_BYTES: usize = 256 << 10;
+
+impl Ahead {
+    fn open(path: &Path) -> io::Result<Ahead> {
+        let bytes = AlignedBuf::with_capacity(PAGE_BYTES);
+        Ok(Ahead { file: open(path, false)?, bytes, from: 0, last: 0, read_bytes: 0 })
+    }
+
+    fn page(&mut self, offset: u64) -> Option<&[u8]> {
+        let end = self.from + self.bytes.len() as u64;
+        if offset < self.from || offset + PAGE_BYTES as u64 > end {
+            let was_small = self.last > 0 && offset - self.last < HOP_BYTES_MIN;
+            self.read(offset, if was_small { AHEAD_BYTES } else { PAGE_BYTES })?;
+        }
+        self.last = offset;
+        self.bytes.get((offset - self.from) as usize..)?.get(..PAGE_BYTES)
+    }
+
+    fn read(&mut self, offset: u64, len: usize) -> Option<()> {
+        self.bytes.clear();
+        self.bytes.set_len(len);
+        let mut got = 0;
+        while got < len {
+            match self.file.read_at(&mut self.bytes[got..], offset + got as u64) {
+                Ok(0) => break,
+                Ok(n) => got += n,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => return None,
+            }
+        }
+        self.bytes.set_len(got);
+        (self.from, self.read_bytes) = (offset, self.read_bytes + got as u64);
+        Some(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::crash_tests::{Keys, config, envelope, push, scratch_dir};
+    use super::super::{BlockingLog, LogStart, LogWriter, ReadItem, SegmentReader, TO_THE_TAIL, segment_file_name};
+    use super::*;
+    use crate::point::Batch;
+    use std::fs::OpenOptions;
+
+    #[test]
+    fn headers_are_told_where_all_of_them_are_sound_and_not_where_one_is_not() {
+        let dir = scratch_dir();
+        let keys = Keys::new(3);
+        let mut log = BlockingLog::new(dir.path(), LogWriter::new(config(), LogStart::empty()));
+        for n in 0..5u64 {
+            let mut batch = Batch::default();
+            (0..40 * n + 1).for_each(|point| push(&mut batch, point as u32 % 3, point));
+            log.append_batch(&envelope(), 100 + n as i64, &batch, &keys).expect("taken");
+            log.flush(&keys).expect("durable");
+        }
+        let path = dir.path().join(segment_file_name(1));
+        let mut reader = SegmentReader::open(&path, 1, 0, TO_THE_TAIL).expect("opens");
+        let mut end = 0;
+        while let ReadItem::Block(block) = reader.next_item() {
+            end = block.end().offset;
+        }
+        assert!(reader.read_bytes() >= end);
+        let found = block_headers(&path, 1, end).expect("opens");
+        let headers = found.headers.expect("sound");
+        assert_eq!(headers.iter().map(|header| header.first_stamp_ns).collect::<Vec<_>>(), [100, 101, 102, 103, 104]);
+        assert_eq!(headers[4].end_point(), 405);
+        assert!(found.read_bytes <= 64 << 10, "{} bytes: no page of the file twice", found.read_bytes);
+
+        let is_told = |segment_id, to| block_headers(&path, segment_id, to).expect("opens").headers.is_some();
+        assert!(is_told(1, headers[4].offset) && !is_told(2, end));
+        assert!(!is_told(1, end + PAGE_BYTES as u64) && !is_told(1, end - 1));
+        let file = OpenOptions::new().write(true).open(&path).expect("opens");
+        file.write_all_at(&[7], headers[2].offset + 70).expect("written");
+        file.sync_all().expect("flushed");
+        assert!(is_told(1, headers[2].offset) && !is_told(1, end), "a byte of a header is another");
+    }
+}
