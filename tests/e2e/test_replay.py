@@ -255,6 +255,10 @@ def test_a_file_sink_writes_a_replay_apart_from_what_it_had_written(make_server,
         assert summary["sent"] == wanted and summary["filtered"] == 350 - wanted, (words, summary)
         rows = output.rows(summary["files"])
         assert len(rows) == wanted and all(first[row["id"]] == row for row in rows)
+    received = replay(server, "out", base_ns, "now", "--received-from", "-1h", "--received-to", "now", "--dry-run")
+    assert (received["sent"], received["passed_over"]) == (350, 0) and received["read_bytes"] > 0
+    earlier = replay(server, "out", base_ns, "now", "--received-to", "-1h", "--dry-run", exit_code=1)
+    assert (earlier["read"], earlier["passed_over"]) == (0, 350) and "350 points were received outside" in earlier["stderr"]
     part = replay(server, "out", base_ns + 10 * STEP_NS, base_ns + 20 * STEP_NS)
     assert part["sent"] == 30, "from is in the range, to is not"
     assert {row["timestamp"] - base_ns // 10**6 for row in output.rows(part["files"])} == set(range(10, 20))

@@ -4,13 +4,10 @@
 //! behind the other. Whatever is amiss is for [`SegmentReader`](super::SegmentReader) to find, which reads everything.
 
 use super::PAGE_BYTES;
-use super::aligned::AlignedBuf;
 use super::block::BlockHeader;
-use super::prepare::open;
+use super::read::Pages;
 use super::segment::SegmentHeader;
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 /// What was found, and how many bytes were read for it.
@@ -20,76 +17,37 @@ pub struct BlockHeaders {
     pub read_bytes: u64,
 }
 
+/// Blocks smaller than this are read along: one large read is sooner done than many small ones.
+const HOP_BYTES_MIN: usize = 16 << 10;
+const AHEAD_BYTES: u64 = 256 << 10;
+
 /// `to`: where the segment's durable blocks end. An error is a file that cannot be opened.
 pub fn block_headers(path: &Path, segment_id: u64, to: u64) -> io::Result<BlockHeaders> {
-    let mut file = Ahead::open(path)?;
-    let headers = walk(&mut file, segment_id, to);
-    Ok(BlockHeaders { headers, read_bytes: file.read_bytes })
+    let mut pages = Pages::open(path)?;
+    let headers = walk(&mut pages, segment_id, to);
+    Ok(BlockHeaders { headers, read_bytes: pages.read_bytes })
 }
 
-fn walk(file: &mut Ahead, segment_id: u64, to: u64) -> Option<Vec<BlockHeader>> {
-    let segment = SegmentHeader::parse(file.page(0)?).ok().filter(|segment| segment.segment_id == segment_id)?;
+fn walk(pages: &mut Pages, segment_id: u64, to: u64) -> Option<Vec<BlockHeader>> {
+    pages.ahead_to = 0;
+    let segment = SegmentHeader::parse(pages.view(0, PAGE_BYTES)?).ok()?;
+    if segment.segment_id != segment_id {
+        return None;
+    }
     let mut headers = Vec::new();
     let (mut at, mut block_seq) = (PAGE_BYTES as u64, segment.first_block);
     while at < to {
-        let (header, _) = BlockHeader::parse(file.page(at)?).ok()?;
+        let (header, _) = BlockHeader::parse(pages.view(at, PAGE_BYTES)?).ok()?;
         let of_segment = (header.segment_id, header.log_id, header.salt) == (segment_id, segment.log_id, segment.salt);
         if !of_segment || header.offset != at || header.block_seq != block_seq {
             return None;
         }
         at += header.block_bytes() as u64;
         block_seq += 1;
+        pages.ahead_to = if header.block_bytes() < HOP_BYTES_MIN { at + AHEAD_BYTES } else { at };
         headers.push(header);
     }
     (at == to).then_some(headers)
-}
-
-/// Pages of a file, ever further on.
-struct Ahead {
-    file: File,
-    bytes: AlignedBuf,
-    from: u64,
-    /// The page that was asked for last
-    last: u64,
-    read_bytes: u64,
-}
-
-/// Blocks smaller than this are read along: one large read is sooner done than many small ones.
-const HOP_BYTES_MIN: u64 = 16 << 10;
-const AHEAD_BYTES: usize = 256 << 10;
-
-impl Ahead {
-    fn open(path: &Path) -> io::Result<Ahead> {
-        let bytes = AlignedBuf::with_capacity(PAGE_BYTES);
-        Ok(Ahead { file: open(path, false)?, bytes, from: 0, last: 0, read_bytes: 0 })
-    }
-
-    fn page(&mut self, offset: u64) -> Option<&[u8]> {
-        let end = self.from + self.bytes.len() as u64;
-        if offset < self.from || offset + PAGE_BYTES as u64 > end {
-            let was_small = self.last > 0 && offset - self.last < HOP_BYTES_MIN;
-            self.read(offset, if was_small { AHEAD_BYTES } else { PAGE_BYTES })?;
-        }
-        self.last = offset;
-        self.bytes.get((offset - self.from) as usize..)?.get(..PAGE_BYTES)
-    }
-
-    fn read(&mut self, offset: u64, len: usize) -> Option<()> {
-        self.bytes.clear();
-        self.bytes.set_len(len);
-        let mut got = 0;
-        while got < len {
-            match self.file.read_at(&mut self.bytes[got..], offset + got as u64) {
-                Ok(0) => break,
-                Ok(n) => got += n,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) => return None,
-            }
-        }
-        self.bytes.set_len(got);
-        (self.from, self.read_bytes) = (offset, self.read_bytes + got as u64);
-        Some(())
-    }
 }
 
 #[cfg(test)]
@@ -99,6 +57,7 @@ mod tests {
     use super::*;
     use crate::point::Batch;
     use std::fs::OpenOptions;
+    use std::os::unix::fs::FileExt;
 
     #[test]
     fn headers_are_told_where_all_of_them_are_sound_and_not_where_one_is_not() {

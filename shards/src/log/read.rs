@@ -407,21 +407,21 @@ impl LogReader {
 }
 
 /// A window of a file, read in large pieces.
-struct Pages {
+pub(super) struct Pages {
     file: File,
     bytes: u64,
     buf: AlignedBuf,
     start: u64,
     /// Nothing from here on is read before it is asked for
-    ahead_to: u64,
+    pub(super) ahead_to: u64,
     /// In all
-    read_bytes: u64,
+    pub(super) read_bytes: u64,
 }
 
 const READ_AHEAD_BYTES: usize = 1 << 20;
 
 impl Pages {
-    fn open(path: &Path) -> io::Result<Pages> {
+    pub(super) fn open(path: &Path) -> io::Result<Pages> {
         let file = open(path, false)?;
         let bytes = file.metadata()?.len();
         Ok(Pages {
@@ -435,7 +435,7 @@ impl Pages {
     }
 
     /// `len` bytes at `offset` (a multiple of the page size); `None` when they are not there or cannot be read.
-    fn view(&mut self, offset: u64, len: usize) -> Option<&[u8]> {
+    pub(super) fn view(&mut self, offset: u64, len: usize) -> Option<&[u8]> {
         if offset.checked_add(len as u64)? > self.bytes {
             return None;
         }

@@ -179,3 +179,67 @@ impl InParts {
         self.records.clear();
     }
 }
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TOO_LARGE: Option<Code> = Some(Code::MessageSizeTooLarge);
+
+    fn window_of_four_bins() -> FailedRecord {
+        let value = r#"{"name":"n","client_id":"c","rule":null,"tags":{},"start_ms":0,"window_s":10,"era":0,"revision":0,
+            "incomplete":false,"unchecked":false,"damaged":false,"series":1,"count":9,"sum":10.5,"min":-1.5,"max":7,"avg":1,
+            "p50":1,"p95":7,"p99":7,"state":{"sum":["21",-1],"zeros":2,"negative":[[5,1]],"positive":[[6,1],[7,2],[9,3]]}}"#;
+        FailedRecord {
+            ticket: ticket(),
+            code: Code::MessageSizeTooLarge,
+            topic: "windows".into(),
+            id: "a-1".into(),
+            headers: Vec::new(),
+            bytes: value.len(),
+            key: b"c".to_vec(),
+            value: value.into(),
+        }
+    }
+
+    fn ids(told: Told) -> Vec<String> {
+        let Told::Smaller(division) = told else { panic!("a division is to be sent") };
+        assert_eq!((division.ticket, division.topic.as_str(), &*division.key), (ticket(), "windows", &b"c"[..]));
+        division.records.into_iter().map(|(id, _)| id).collect()
+    }
+
+    fn ticket() -> Ticket {
+        Ticket::from_bits(5)
+    }
+
+    #[test]
+    fn a_record_is_there_when_all_parts_of_one_division_are() {
+        let mut in_parts = InParts::default();
+        assert_eq!(ids(in_parts.begin(window_of_four_bins())), ["a-1/1of2", "a-1/2of2"]);
+        assert!(in_parts.holds(ticket()) && matches!(in_parts.told(ticket(), TOO_LARGE), Told::Waiting));
+        let four = ids(in_parts.told(ticket(), None));
+        assert_eq!(four, ["a-1/1of4", "a-1/2of4", "a-1/3of4", "a-1/4of4"]);
+        for _ in 0..3 {
+            assert!(matches!(in_parts.told(ticket(), None), Told::Waiting));
+        }
+        assert!(matches!(in_parts.told(ticket(), None), Told::Delivered));
+        assert!(matches!(in_parts.told(ticket(), None), Told::Nothing) && !in_parts.holds(ticket()));
+    }
+
+    #[test]
+    fn what_cannot_be_divided_further_or_is_refused_for_another_reason_is_refused_whole() {
+        for (last, said) in [(TOO_LARGE, Code::MessageSizeTooLarge), (Some(Code::InvalidRecord), Code::InvalidRecord)] {
+            let mut in_parts = InParts::default();
+            ids(in_parts.begin(window_of_four_bins()));
+            in_parts.told(ticket(), TOO_LARGE);
+            ids(in_parts.told(ticket(), None));
+            in_parts.told(ticket(), last);
+            in_parts.told(ticket(), None);
+            in_parts.told(ticket(), None);
+            let Told::Refused(whole) = in_parts.told(ticket(), None) else { panic!("it is refused") };
+            assert_eq!((whole.code, whole.value, whole.id), (said, window_of_four_bins().value, "a-1".to_owned()));
+            assert!(!in_parts.holds(ticket()));
+        }
+        let point = FailedRecord { value: br#"{"name":"n","value":1}"#.to_vec(), ..window_of_four_bins() };
+        assert!(matches!(InParts::default().begin(point), Told::Refused(_)));
+    }
+}

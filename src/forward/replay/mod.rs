@@ -334,6 +334,9 @@ impl Ended<'_> {
             Some((least, greatest)) => {
                 format!("those that pass the filters are from {} to {}", time(least), time(greatest))
             }
+            None if self.totals.passed_over > 0 => {
+                format!("{} points were received outside of the span, and passed over", self.totals.passed_over)
+            }
             None if self.totals.read == 0 => "the logs that this sink reads hold no points".to_owned(),
             None => "no point passes the filters".to_owned(),
         };

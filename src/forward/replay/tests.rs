@@ -41,9 +41,12 @@ struct TestLog {
 
 impl TestLog {
     fn new(log_id: u32) -> TestLog {
+        TestLog::sized(log_id, SEGMENT_BYTES, 8 << 10)
+    }
+
+    fn sized(log_id: u32, segment_bytes: u64, block_bytes: usize) -> TestLog {
         let dir = tempfile::tempdir().expect("temporary directory");
-        let config =
-            WriterConfig { segment_bytes: SEGMENT_BYTES, block_bytes: 8 << 10, ..WriterConfig::new(log_id, NODE, 9) };
+        let config = WriterConfig { segment_bytes, block_bytes, ..WriterConfig::new(log_id, NODE, 9) };
         let log = BlockingLog::new(dir.path(), LogWriter::new(config, LogStart::empty()));
         TestLog { dir, log_id, log }
     }
@@ -303,15 +306,17 @@ fn the_points_of_the_range_and_the_filters_go_and_all_others_are_counted() {
     }
 }
 
-const BLOCK_POINTS: u64 = 4000;
+const BLOCKS: u64 = 120;
+const BLOCK_POINTS: u64 = 5000;
+const BLOCK_EVERY_S: i64 = 60;
 
-/// 60 blocks of some pages each, received in two hours. The time of a point is its number: far from that of its receipt.
+/// Blocks of some pages each in several segments, received in two hours. The time of a point is its number: far from that of its receipt.
 fn log_of_two_hours() -> TestLog {
-    let mut log = TestLog::new(0);
-    for n in 0..60 {
+    let mut log = TestLog::sized(0, 512 << 10, 128 << 10);
+    for n in 0..BLOCKS {
         let points: Vec<_> =
             (0..BLOCK_POINTS).map(|point| (point as u32 % 3, (BLOCK_POINTS * n + point) as i64)).collect();
-        log.block(120 * n as i64, &points);
+        log.block(BLOCK_EVERY_S * n as i64, &points);
     }
     log
 }
@@ -320,7 +325,7 @@ fn log_of_two_hours() -> TestLog {
 fn a_span_of_receipt_reads_less_and_sends_every_point_that_was_received_in_it() {
     let log = log_of_two_hours();
     let all = Setup::of(&[&log]).run();
-    let points = 60 * BLOCK_POINTS;
+    let points = BLOCKS * BLOCK_POINTS;
     assert_eq!((all.totals.sent, all.totals.passed_over), (points, 0));
     for (from_s, to_s) in [(0, 1), (3000, 3600), (3601, 3602), (7000, 9000), (-500, 200), (0, 9000), (9000, 9500)] {
         let received_ns = Some(STAMP_NS + from_s * 1_000_000_000..STAMP_NS + to_s * 1_000_000_000);
@@ -328,14 +333,15 @@ fn a_span_of_receipt_reads_less_and_sends_every_point_that_was_received_in_it() 
         let t = ran.totals;
         assert_eq!((t.read + t.passed_over, t.missing), (points, Missing::default()), "{from_s}..{to_s}");
         let sent = ran.sorted(0);
-        let wanted = (0..60).filter(|n| (from_s..to_s).contains(&(120 * *n as i64)));
+        let wanted = (0..BLOCKS).filter(|n| (from_s..to_s).contains(&(BLOCK_EVERY_S * *n as i64)));
         for number in wanted.flat_map(|n| BLOCK_POINTS * n..BLOCK_POINTS * (n + 1)) {
             assert!(sent.binary_search(&number).is_ok(), "{number} of {from_s}..{to_s}");
         }
         if to_s - from_s < 1000 {
             println!("{from_s}..{to_s} s: {} of {} bytes", ran.read_bytes, all.read_bytes);
             assert!(3 * ran.read_bytes < 2 * all.read_bytes, "{} of {} bytes", ran.read_bytes, all.read_bytes);
-            assert!(sent.len() as u64 <= 8 * BLOCK_POINTS, "blocks within a minute of it: {}", sent.len());
+            let within_a_minute = ((to_s - from_s + 120) / BLOCK_EVERY_S + 2) as u64;
+            assert!(sent.len() as u64 <= within_a_minute * BLOCK_POINTS, "{} points", sent.len());
         }
         // The range chooses among them as ever.
         let range = 50..points - 50;
@@ -359,7 +365,7 @@ fn what_is_passed_over_hides_no_damage_that_would_cost_a_point_and_no_later_revi
     let received_ns = Some(STAMP_NS..STAMP_NS + 1_000_000_000);
     let t = Setup { received_ns: received_ns.clone(), ..Setup::of(&[&log]) }.run().totals;
     assert!(t.missing.damaged > 0 && t.passed_over > 0 && t.sent > 100, "{t:?}");
-    assert_eq!(t.read + t.passed_over + t.missing.damaged, 60 * BLOCK_POINTS);
+    assert_eq!(t.read + t.passed_over + t.missing.damaged, BLOCKS * BLOCK_POINTS);
 
     let mut log = TestLog::new(AGGREGATE_LOG_ID);
     log.window(0, 0, 0);
