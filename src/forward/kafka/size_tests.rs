@@ -16,7 +16,7 @@ use super::parts::divide;
 use super::render::{KeyBy, Record, Renderer};
 use super::topic::Template;
 use crate::forward::unit::{Point, Value, Window};
-use crate::reducer::encode::RecordView;
+use crate::reducer::encode::{KEY_BYTES_MAX, RecordView};
 use crate::reducer::record::Flags;
 
 /// Kafka's default of `message.max.bytes`. It counts a batch of one record, whose own header takes less than this besides.
@@ -33,10 +33,13 @@ fn bytes(record: &Record<'_>) -> usize {
     record.key.len() + record.value.len() + headers + BATCH_OVERHEAD_BYTES
 }
 
-/// The longest that is accepted as configured by default, of characters that JSON escapes (names and tags have no others).
-fn longest_key() -> Vec<u8> {
+/// As much name and tags as is taken from a client, and tags of the operator's besides, as long as tags may be by default; of
+/// characters that JSON escapes (there are no control characters in names and tags).
+fn longest_key(operators_tags: usize) -> Vec<u8> {
     let bounds = Bounds::default();
-    let text = |bytes: usize, n: u16| {
+    let tag_bytes = usize::from(bounds.tag_bytes_max);
+    let clients_tags = bounds.series_bytes_max as usize / (2 * tag_bytes);
+    let text = |bytes: usize, n: usize| {
         let mut text = vec![b'"'; bytes];
         text[..4].copy_from_slice(format!("{n:04}").as_bytes());
         text
@@ -44,18 +47,19 @@ fn longest_key() -> Vec<u8> {
     let mut key = vec![b'"'; ClientTable::ID_BYTES_MAX];
     key.push(FIELD);
     key.extend(text(bounds.name_bytes_max.into(), 0));
-    for n in 0..bounds.tags_max {
+    for n in 0..clients_tags + operators_tags {
         key.push(FIELD);
-        key.extend(text(bounds.tag_bytes_max.into(), n));
+        key.extend(text(tag_bytes, n));
         key.push(PAIR);
-        key.extend(text(bounds.tag_bytes_max.into(), n));
+        key.extend(text(tag_bytes, n));
     }
     key
 }
 
 #[test]
 fn the_largest_raw_record_of_the_default_bounds_is_one_that_kafka_takes() {
-    let key = longest_key();
+    // The tags that all clients get, and a client's own.
+    let key = longest_key(2 * usize::from(Bounds::default().tags_max));
     // A control character becomes six.
     let text = "\u{1}".repeat(Bounds::default().text_bytes_max as usize);
     let point = Point {
@@ -121,7 +125,9 @@ fn windows_of_real_measurements_are_far_from_kafkas_bound_and_the_largest_there_
     assert!(usual.len() < KAFKA_BYTES_MAX / 8, "{}", usual.len());
 
     // Every power of two that a double has, a value in each of its bins.
-    let largest = window_record(&longest_key(), 2098, 70);
+    let key = longest_key(20);
+    assert!((KEY_BYTES_MAX - 8192..=KEY_BYTES_MAX).contains(&key.len()), "windows have no longer keys: {}", key.len());
+    let largest = window_record(&key, 2098, 70);
     println!("the largest window: {} bytes", largest.len());
     assert!(largest.len() > KAFKA_BYTES_MAX, "{}: then no window needs to be divided", largest.len());
     let parts = divide(&largest, 4).expect("many bins");
