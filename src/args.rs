@@ -196,7 +196,8 @@ Examples:
     ///
     /// Sends the points whose own timestamps lie in the range (windows: whose start does), as far as the logs still have
     /// them, to a sink of the configuration, past its filter and the ones given here. Ids are those of the first time; of
-    /// windows only the latest revisions go. Everything kept is read, because a point may have come long after its time.
+    /// windows only the latest revisions go. Everything kept is read, because a point may have come long after its time; a first
+    /// line says how much that is, and --received-from and --received-to narrow it.
     ///
     /// Works beside a running server, and without one: it only reads the logs, takes no lock and moves no cursor. What
     /// comes in while it runs is looked at before it ends, so that an older value never replaces a newer one. If
@@ -244,7 +245,7 @@ Examples:
     ///
     /// Each entry goes to the sink that has refused it, as the configuration describes it now. What is refused again stays,
     /// with the new reason; what is taken is removed. Works while a server runs. Exits 1 when the sink cannot be reached; then
-    /// everything stays.
+    /// the rest stays. A retry that was killed is gone on with: what it sent last, a hundred at most, goes again under equal ids.
     #[command(after_help = "\
 Examples:
   metricstream --config /etc/metricstream.toml dead-letter retry --sink influx")]
@@ -338,6 +339,17 @@ pub struct ReplayArgs {
     /// First timestamp that is not sent any more
     #[arg(long, value_name = "TIME", allow_hyphen_values = true, default_value = "now")]
     pub to: When,
+    /// Pass over what was received before, unread
+    ///
+    /// The range is about the points' own times, which no block of a log tells, so that everything kept is read for it. When
+    /// its points were received is told, to a minute: blocks that were received outside of this span are not read. For points
+    /// that came in time, give the range and some minutes more. What is passed over is not sent, late and early points of
+    /// the range included; and where a sink overwrites (InfluxDB), a later value that is passed over is replaced.
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
+    pub received_from: Option<When>,
+    /// Pass over what was received from then on, unread
+    #[arg(long, value_name = "TIME", allow_hyphen_values = true)]
+    pub received_to: Option<When>,
     /// Name of a [[sink]] in the configuration
     #[arg(long, value_name = "NAME")]
     pub sink: String,

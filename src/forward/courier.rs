@@ -5,7 +5,6 @@
 //! free. A failure anywhere before "cursor on disk" leads back to the cursor, and points come again under the same
 //! numbers. Memory: at most two pieces a log, what the sink holds, and a few words a unit in flight.
 
-use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,11 +16,12 @@ use metricstream_shards::log::Position;
 use super::books::{LogBooks, SinkBooks, State};
 use super::cursor::{Cursor, CursorFile, Totals};
 use super::filter::Filter;
+use super::in_flight::{self, InFlight};
 use super::piece::{Piece, SegmentNames};
 use super::reader::{Answer, Ask, ReaderPort};
 use super::retry::Backoff;
 use super::share::LogShare;
-use super::sink::{Report, Settled, Sink, SinkFailed, UnitId};
+use super::sink::{Report, Sink, SinkFailed, UnitId};
 use super::unit::{Scratch, Seen, Unit};
 use crate::reducer::thread::wall_ns;
 
@@ -88,23 +88,20 @@ struct Feed {
     /// The place asked from was dropped, and how much that was only the next gap can tell
     after_drop: bool,
     not_before: Instant,
-    in_flight: VecDeque<InFlight>,
+    in_flight: InFlight<Stretch>,
     scratch: Scratch,
     /// Kept while the feed is in this segment, so that names are not read again
     names: Option<Arc<SegmentNames>>,
 }
 
-/// A unit that is not settled, or a stretch without points.
-struct InFlight {
-    unit: UnitId,
+/// Of a log: what a unit was made of, or nothing for the sink.
+struct Stretch {
     end: Position,
     end_point: u64,
     first_stamp_ns: i64,
     last_stamp_ns: i64,
     /// Filtered, dropped and lost
     aside: Totals,
-    passed: u64,
-    settled: Option<Settled>,
 }
 
 /// Where a sink stands in a log when the process starts.
@@ -307,16 +304,14 @@ impl Courier {
             let dropped = dropped_below.map_or(0, |below| below.saturating_sub(feed.next_point));
             feed.next_point += dropped;
             feed.counted(feed.next_point);
-            feed.in_flight.push_back(InFlight {
-                unit: self.last_unit,
+            let stretch = Stretch {
                 end: to,
                 end_point: feed.next_point,
                 first_stamp_ns: feed.cursor.settled_stamp_ns,
                 last_stamp_ns: feed.cursor.settled_stamp_ns,
                 aside: Totals { dropped, ..Totals::default() },
-                passed: 0,
-                settled: Some(Settled::default()),
-            });
+            };
+            feed.in_flight.sent(self.last_unit, 0, stretch);
             feed.advance();
         }
     }
@@ -376,16 +371,8 @@ impl Courier {
         let seen = unit.seen;
         aside.filtered += seen.filtered;
         aside.lost_to_damage += seen.unreadable;
-        feed.in_flight.push_back(InFlight {
-            unit: self.last_unit,
-            end: piece.end,
-            end_point: expected,
-            first_stamp_ns,
-            last_stamp_ns,
-            aside,
-            passed: seen.passed,
-            settled: (seen.passed == 0).then(Settled::default),
-        });
+        let stretch = Stretch { end: piece.end, end_point: expected, first_stamp_ns, last_stamp_ns, aside };
+        feed.in_flight.sent(self.last_unit, seen.passed, stretch);
         sent?;
         feed.advance();
         Ok(())
@@ -395,16 +382,7 @@ impl Courier {
         if report.settled.is_empty() {
             return;
         }
-        for (unit, settled) in report.settled {
-            let found = self.feeds.iter_mut().find_map(|feed| {
-                let at = feed.in_flight.binary_search_by_key(&unit, |in_flight| in_flight.unit).ok()?;
-                Some(&mut feed.in_flight[at])
-            });
-            let in_flight = found.expect("a sink settles units that are in flight, each once");
-            let accounted = settled.delivered + settled.refused + settled.dead_lettered;
-            assert_eq!(accounted, in_flight.passed, "a sink accounts for every point it was shown");
-            in_flight.settled = Some(settled);
-        }
+        in_flight::settle(report, &mut self.feeds, |feed| &mut feed.in_flight);
         for feed in &mut self.feeds {
             feed.advance();
         }
@@ -538,7 +516,7 @@ impl Feed {
             answer: None,
             after_drop: false,
             not_before: now,
-            in_flight: VecDeque::new(),
+            in_flight: InFlight::default(),
             scratch: Scratch::default(),
             names: None,
             log,
@@ -568,7 +546,7 @@ impl Feed {
     fn rewind(&mut self, now: Instant) {
         self.at = self.cursor.at;
         self.next_point = self.cursor.next_point;
-        self.in_flight.clear();
+        self.in_flight.forget();
         (self.answer, self.after_drop) = (None, false);
         self.unwanted = self.ticket.is_some();
         self.not_before = now;
@@ -607,8 +585,7 @@ impl Feed {
 
     /// The cursor moves behind the longest run of settled units.
     fn advance(&mut self) {
-        while let Some(settled) = self.in_flight.front().and_then(|first| first.settled) {
-            let first = self.in_flight.pop_front().expect("looked at");
+        while let Some((first, settled)) = self.in_flight.take_settled() {
             let mut totals = first.aside;
             totals.delivered = settled.delivered;
             totals.refused = settled.refused;
@@ -632,7 +609,7 @@ impl Feed {
 
     fn publish(&self) {
         let (books, cursor) = (&self.books, &self.cursor);
-        let oldest_ns = self.in_flight.front().map_or(cursor.settled_stamp_ns, |first| first.first_stamp_ns);
+        let oldest_ns = self.in_flight.oldest().map_or(cursor.settled_stamp_ns, |first| first.first_stamp_ns);
         books.oldest_stamp_ns.store(oldest_ns, Ordering::Relaxed);
         books.segment_id.store(cursor.at.segment_id, Ordering::Relaxed);
         books.offset.store(cursor.at.offset, Ordering::Relaxed);

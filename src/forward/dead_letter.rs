@@ -7,14 +7,18 @@
 //! - A crash between append and cursor repeats entries; equal ids are the same entry, and reading gives them once.
 //! - Server and command line work on the same directory at once: every change holds the lock file.
 //!
-//! `retry` takes the files aside (`taken-<n>.ndjson`), so that what is refused again lands in new ones; they go when all
-//! of their entries are placed, and are found again after a crash.
+//! `retry` takes the files aside ([`taken`]), so that what is refused again, or meanwhile, lands in new ones; how far they
+//! are sent is durable too, and a retry that was killed is gone on with.
+
+mod taken;
 
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+
+pub use taken::Taken;
 
 /// One record that a sink refused.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,6 +41,15 @@ pub struct Entry {
     pub headers: BTreeMap<String, String>,
     /// What was sent: a line of line protocol, a JSON document
     pub body: String,
+}
+
+/// What became of a letter that was sent again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// The sink has it
+    Taken,
+    /// .. or refuses it again, for this reason
+    Refused(String),
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -80,7 +93,7 @@ impl DeadLetters {
             File::open(parent)?.sync_all()?;
         }
         let letters = DeadLetters { dir: dir.to_owned(), bounds, dropped: 0 };
-        let held = letters.hold()?;
+        let held = hold(dir)?;
         if let Some((_, newest)) = files(&letters.dir)?.pop() {
             cut_torn_line(&newest)?;
         }
@@ -98,7 +111,7 @@ impl DeadLetters {
             serde_json::to_writer(&mut text, entry)?;
             text.push(b'\n');
         }
-        let held = self.hold()?;
+        let held = hold(&self.dir)?;
         let mut there = files(&self.dir)?;
         let newest = there.last().cloned();
         let size = |path: &Path| fs::metadata(path).map(|m| m.len());
@@ -145,41 +158,41 @@ impl DeadLetters {
 
     pub fn stock(&self) -> io::Result<Stock> {
         let mut stock = Stock::default();
-        for path in files(&self.dir)?.into_iter().map(|(_, path)| path).chain(taken(&self.dir)?) {
-            stock.files += 1;
-            stock.bytes += fs::metadata(path)?.len();
+        for path in files(&self.dir)?.into_iter().map(|(_, path)| path).chain(taken::taken_files(&self.dir)?) {
+            match fs::metadata(path) {
+                Ok(file) => {
+                    stock.files += 1;
+                    stock.bytes += file.len();
+                }
+                // A retry has it, or is done with it.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
         }
         Ok(stock)
     }
 
     /// Every entry, the oldest first, equal ids once (their newest reason). `unreadable` counts lines that are none.
     pub fn list(&self) -> io::Result<(Vec<Entry>, u64)> {
-        let _held = self.hold()?;
-        let mut paths = taken(&self.dir)?;
-        paths.extend(files(&self.dir)?.into_iter().map(|(_, path)| path));
-        read(&paths)
+        let _held = hold(&self.dir)?;
+        let taken = taken::taken_files(&self.dir)?.into_iter().map(|path| Ok((taken::settled_bytes(&path)?, path)));
+        let whole = files(&self.dir)?.into_iter().map(|(_, path)| Ok((0, path)));
+        let from = taken.chain(whole).map(|file| file.map(|(from, path)| (path, from)));
+        let (letters, unreadable) = taken::read(&from.collect::<io::Result<Vec<_>>>()?)?;
+        Ok((letters.into_iter().map(|letter| letter.entry).collect(), unreadable))
     }
 
-    /// Takes everything aside to be sent again. Entries come from `Taken::entries`; end with `Taken::done` once those that
-    /// were refused again have been appended anew.
+    /// Takes everything aside to be sent again, behind what an earlier retry has left.
     pub fn take(&self) -> io::Result<Taken> {
-        let _held = self.hold()?;
-        for (number, path) in files(&self.dir)? {
+        let _held = hold(&self.dir)?;
+        let mut number = taken::newest_number(&self.dir)?;
+        for (_, path) in files(&self.dir)? {
             cut_torn_line(&path)?;
-            let mut aside = self.dir.join(format!("taken-{number:08}.ndjson"));
-            // Of an earlier retry that a crash ended: numbers begin again when all files are gone.
-            for n in 1.. {
-                if !aside.exists() {
-                    break;
-                }
-                aside = self.dir.join(format!("taken-{number:08}-{n}.ndjson"));
-            }
-            fs::rename(&path, &aside)?;
+            number += 1;
+            fs::rename(&path, self.dir.join(format!("taken-{number:08}.ndjson")))?;
         }
         File::open(&self.dir)?.sync_all()?;
-        let paths = taken(&self.dir)?;
-        let (entries, unreadable) = read(&paths)?;
-        Ok(Taken { entries, unreadable, paths, dir: self.dir.clone() })
+        Taken::open(&self.dir)
     }
 
     /// Held while letters are sent again: a second retry would send the same ones beside it. `None`: somebody has it.
@@ -191,13 +204,13 @@ impl DeadLetters {
             Err(TryLockError::Error(error)) => Err(error),
         }
     }
+}
 
-    fn hold(&self) -> io::Result<Held> {
-        // A lock of its own descriptor: two threads of one process exclude each other as two processes do.
-        let file = OpenOptions::new().append(true).open(self.dir.join("lock"))?;
-        file.lock()?;
-        Ok(Held { _file: file })
-    }
+fn hold(dir: &Path) -> io::Result<Held> {
+    // A lock of its own descriptor: two threads of one process exclude each other as two processes do.
+    let file = OpenOptions::new().append(true).open(dir.join("lock"))?;
+    file.lock()?;
+    Ok(Held { _file: file })
 }
 
 struct Held {
@@ -208,29 +221,6 @@ struct Held {
 #[derive(Debug)]
 pub struct RetryHeld {
     _file: File,
-}
-
-/// Entries on their way out again. Dropping it without `done` leaves the files for the next retry.
-#[derive(Debug)]
-pub struct Taken {
-    pub entries: Vec<Entry>,
-    pub unreadable: u64,
-    paths: Vec<PathBuf>,
-    dir: PathBuf,
-}
-
-impl Taken {
-    /// All entries are placed: delivered, or appended anew. Files with unreadable lines stay, under a name that nobody takes.
-    pub fn done(self) -> io::Result<()> {
-        for path in &self.paths {
-            if self.unreadable > 0 && read(std::slice::from_ref(path))?.1 > 0 {
-                fs::rename(path, path.with_extension("unreadable"))?;
-            } else {
-                fs::remove_file(path)?;
-            }
-        }
-        File::open(&self.dir)?.sync_all()
-    }
 }
 
 /// Numbered files, ascending.
@@ -246,43 +236,6 @@ fn files(dir: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
     }
     found.sort();
     Ok(found)
-}
-
-fn taken(dir: &Path) -> io::Result<Vec<PathBuf>> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(dir)? {
-        let path = entry?.path();
-        let name = path.file_name().and_then(|n| n.to_str()).unwrap_or("");
-        if name.starts_with("taken-") && name.ends_with(".ndjson") {
-            found.push(path);
-        }
-    }
-    found.sort();
-    Ok(found)
-}
-
-fn read(paths: &[PathBuf]) -> io::Result<(Vec<Entry>, u64)> {
-    let (mut entries, mut unreadable) = (Vec::new(), 0);
-    for path in paths {
-        let mut reader = BufReader::new(File::open(path)?);
-        let mut line = Vec::new();
-        loop {
-            line.clear();
-            if reader.by_ref().take(LINE_BYTES_MAX).read_until(b'\n', &mut line)? == 0 {
-                break;
-            }
-            match serde_json::from_slice::<Entry>(&line) {
-                Ok(entry) => entries.push(entry),
-                Err(_) => unreadable += 1,
-            }
-        }
-    }
-    // The last of equal ids stays, in its place.
-    let mut seen = HashSet::new();
-    entries.reverse();
-    entries.retain(|entry| seen.insert((entry.id.clone(), entry.target.clone())));
-    entries.reverse();
-    Ok((entries, unreadable))
 }
 
 fn count_lines(path: &Path) -> io::Result<u64> {
@@ -327,7 +280,7 @@ fn cut_torn_line(path: &Path) -> io::Result<()> {
 mod tests {
     use super::*;
 
-    fn entry(id: u32, reason: &str) -> Entry {
+    pub fn entry(id: u32, reason: &str) -> Entry {
         Entry {
             id: format!("p{id}"),
             time_ms: 1_769_860_800_000,
@@ -339,10 +292,10 @@ mod tests {
             body: format!("cpu,host=a value=\"{id}\nsecond line\" 1"),
         }
     }
-    fn open(dir: &Path) -> DeadLetters {
+    pub fn open(dir: &Path) -> DeadLetters {
         DeadLetters::open(dir, Bounds { file_bytes_max: 1000, bytes_max: 3000 }).expect("opens")
     }
-    fn ids(letters: &DeadLetters) -> Vec<String> {
+    pub fn ids(letters: &DeadLetters) -> Vec<String> {
         letters.list().expect("lists").0.into_iter().map(|e| e.id).collect()
     }
 
@@ -413,10 +366,11 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let (mut server, mut command) = (open(dir.path()), open(dir.path()));
         server.append(&[entry(1, "x"), entry(2, "x")]).expect("appends");
-        let taken = command.take().expect("takes");
-        assert_eq!(taken.entries.len(), 2);
+        let mut taken = command.take().expect("takes");
+        assert_eq!(taken.waiting().len(), 2);
         server.append(&[entry(3, "meanwhile")]).expect("appends");
         command.append(&[entry(2, "again")]).expect("appends");
+        taken.settle(2).expect("settles");
         taken.done().expect("removes");
         assert_eq!(ids(&server), ["p3", "p2"]);
     }
@@ -431,7 +385,9 @@ mod tests {
             assert_eq!(letters.stock().expect("looks").files, u64::from(n));
         }
         assert_eq!(ids(&letters).len(), 3);
-        letters.take().expect("takes").done().expect("removes");
+        let mut taken = letters.take().expect("takes");
+        taken.settle(3).expect("settles");
+        taken.done().expect("removes");
         assert_eq!(letters.stock().expect("looks"), Stock::default());
     }
 
@@ -442,8 +398,9 @@ mod tests {
         letters.append(&[entry(1, "x")]).expect("appends");
         let file = dir.path().join("00000001.ndjson");
         fs::write(&file, [b"{}\n".as_slice(), &fs::read(&file).expect("reads")].concat()).expect("writes");
-        let taken = letters.take().expect("takes");
-        assert_eq!((taken.entries.len(), taken.unreadable), (1, 1));
+        let mut taken = letters.take().expect("takes");
+        assert_eq!((taken.waiting().len(), taken.unreadable), (1, 1));
+        taken.settle(1).expect("settles");
         taken.done().expect("sets aside");
         assert!(dir.path().join("taken-00000001.unreadable").exists());
         assert_eq!(ids(&letters), Vec::<String>::new());

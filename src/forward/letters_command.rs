@@ -2,11 +2,20 @@
 
 use std::io::{self, Write};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
-use super::dead_letter::{Bounds, DeadLetters, Entry};
+use super::dead_letter::{Bounds, DeadLetters, Entry, Fate, Taken};
 use super::{influx, kafka};
 use crate::args::{DeadLetterArgs, DeadLetterCommand, Exit};
 use crate::config::{Config, Sink, SinkType};
+
+/// So many are settled at once, and come again at most when a retry is killed,
+const BATCH_LETTERS: usize = 100;
+/// .. or as many as this was enough for.
+const BATCH_WITHIN: Duration = Duration::from_secs(1);
+
+/// Sends one letter and waits for what becomes of it. An error is a sink that does not answer, or needs an operator.
+pub type Resend = Box<dyn FnMut(&Entry) -> Result<Fate, String>>;
 
 pub fn run(command: &DeadLetterCommand, config: &Config) -> Exit {
     let (args, retry) = match command {
@@ -73,29 +82,72 @@ fn send_again(mut letters: DeadLetters, name: &str, root: &Path, config: &Config
         eprintln!("{name}: another retry is at work on these; nothing was sent");
         return Ok(false);
     };
-    let taken = letters.take()?;
-    let (count, unreadable) = (taken.entries.len(), taken.unreadable);
-    match resend(sink, root, taken.entries.clone()) {
-        Ok((sent, refused)) => {
-            letters.append(&refused)?;
-            taken.done()?;
-            println!("{name}: {sent} of {count} sent, {} refused again", refused.len());
-            if unreadable > 0 {
-                eprintln!("{name}: {unreadable} lines cannot be read; their files are kept beside, as *.unreadable");
+    let mut taken = letters.take()?;
+    let (count, unreadable) = (taken.waiting().len(), taken.unreadable);
+    let (mut sent, mut refused_again) = (0, 0);
+    let mut trouble = None;
+    if count > 0 {
+        match resend(sink, root) {
+            Ok(mut resend) => {
+                while !taken.waiting().is_empty() && trouble.is_none() {
+                    let batch = send_batch(&taken, &mut resend);
+                    // In this order: a crash between the two gives a letter twice, never none.
+                    letters.append(&batch.refused)?;
+                    taken.settle(batch.settled)?;
+                    sent += batch.settled - batch.refused.len();
+                    refused_again += batch.refused.len();
+                    trouble = batch.trouble;
+                }
             }
-            Ok(true)
-        }
-        Err(reason) => {
-            eprintln!("{name}: nothing was removed, some may have been sent: {reason}");
-            Ok(false)
+            Err(reason) => trouble = Some(reason),
         }
     }
+    println!("{name}: {sent} of {count} sent, {refused_again} refused again");
+    if let Some(reason) = trouble {
+        let left = taken.waiting().len();
+        eprintln!("{name}: {left} letters stay for the next retry, the first of them may have been sent: {reason}");
+        return Ok(false);
+    }
+    taken.done()?;
+    if unreadable > 0 {
+        eprintln!("{name}: {unreadable} lines cannot be read; their files are kept beside, as *.unreadable");
+    }
+    Ok(true)
 }
 
-fn resend(sink: &Sink, root: &Path, entries: Vec<Entry>) -> Result<(u64, Vec<Entry>), String> {
+#[derive(Default)]
+struct SentBatch {
+    settled: usize,
+    /// Of these
+    refused: Vec<Entry>,
+    /// Why it ended before its time
+    trouble: Option<String>,
+}
+
+fn send_batch(taken: &Taken, resend: &mut Resend) -> SentBatch {
+    let begun = Instant::now();
+    let mut batch = SentBatch::default();
+    for letter in taken.waiting().iter().take(BATCH_LETTERS) {
+        match resend(&letter.entry) {
+            Ok(Fate::Taken) => {}
+            Ok(Fate::Refused(reason)) => batch.refused.push(Entry { reason, ..letter.entry.clone() }),
+            Err(reason) => {
+                batch.trouble = Some(reason);
+                break;
+            }
+        }
+        batch.settled += 1;
+        if begun.elapsed() >= BATCH_WITHIN {
+            break;
+        }
+    }
+    batch
+}
+
+fn resend(sink: &Sink, root: &Path) -> Result<Resend, String> {
     match sink.r#type {
-        SinkType::Influx => influx::send_again(&influx::Settings::new(sink, root), entries),
-        SinkType::Kafka => kafka::send_again(&kafka::Settings::new(sink), &sink.name, entries),
+        SinkType::Influx => influx::resend(influx::Settings::new(sink, root)),
+        SinkType::Kafka => kafka::resend(&kafka::Settings::new(sink), &sink.name),
         SinkType::File => Err("a file sink refuses nothing; these come from another sink of that name".to_owned()),
     }
 }

@@ -20,6 +20,7 @@ pub mod exposition;
 mod file;
 mod filter;
 pub mod id;
+mod in_flight;
 pub mod influx;
 mod json;
 pub mod kafka;

@@ -16,7 +16,7 @@ import jsonschema
 import pytest
 import requests
 
-from support import oracle
+from support import oracle, output
 from support.kafka import Kafka, first_of_each_id
 from support.server import ROOT, eventually, free_ports
 
@@ -203,25 +203,85 @@ def test_windows_arrive_with_what_they_can_be_merged_from(make_server, kafka, to
         assert record.value["state"] is not None
     assert len({node for node, _ in newest}) == 2 and len(newest) == 10
     for name, expected in values.items():
-        parts = [value for (_, of), value in newest.items() if of == name]
-        count, exact, zeros, positive, negative = 0, Fraction(0), 0, defaultdict(int), defaultdict(int)
-        for part in parts:
-            state = part["state"]
-            count += part["count"]
-            mantissa, exponent = state["sum"]
-            exact += Fraction(int(mantissa)) * Fraction(2) ** exponent
-            zeros += state["zeros"]
-            for bins, found in ((positive, state["positive"]), (negative, state["negative"])):
-                for at, n in found:
-                    bins[at] += n
-        assert count == len(expected) == zeros + sum(positive.values()) + sum(negative.values())
-        assert exact == sum(map(Fraction, expected)), "not a bit of the sum is lost"
-        assert min(p["min"] for p in parts) == min(expected) and max(p["max"] for p in parts) == max(expected)
+        merged = merge([value for (_, of), value in newest.items() if of == name])
+        negative, zeros, positive = merged["negative"], merged["zeros"], merged["positive"]
+        assert merged["count"] == len(expected) == zeros + sum(positive.values()) + sum(negative.values())
+        assert merged["sum"] == sum(map(Fraction, expected)), "not a bit of the sum is lost"
+        assert (merged["min"], merged["max"]) == (min(expected), max(expected))
         want = oracle.summary(expected)
         low, high = min(expected), max(expected)
         for field, permille in oracle.QUANTILES_PERMILLE.items():
             got = min(max(quantile(permille, negative, zeros, positive), low), high)
             assert abs(got - want[field]) <= 0.01 * abs(want[field]) * (1 + 1e-9), (name, field, got, want[field])
+
+
+def merge(partials):
+    """As the schema's description says it."""
+    whole = {"count": 0, "sum": Fraction(0), "zeros": 0, "negative": defaultdict(int), "positive": defaultdict(int),
+             "min": min(p["min"] for p in partials), "max": max(p["max"] for p in partials)}
+    for partial in partials:
+        state = partial["state"]
+        mantissa, exponent = state["sum"]
+        whole["count"] += partial["count"]
+        whole["sum"] += Fraction(int(mantissa)) * Fraction(2) ** exponent
+        whole["zeros"] += state["zeros"]
+        for sign in ("negative", "positive"):
+            for at, n in state[sign]:
+                whole[sign][at] += n
+    return whole
+
+
+def test_a_window_too_large_for_its_topic_comes_in_parts_that_merge_to_the_whole(make_server, kafka, topics, tmp_path):
+    kafka.alter_topic(topics[1], max_message_bytes=3000)
+    files = {"name": "out", "type": "file", "path": str(tmp_path / "out"), "send": "aggregates", "rotate_every": "300 ms"}
+    server = make_server(sink=[sink(kafka, topics, codec="none"), files], windows={"lateness": "0 s", "windows": ["10 s"]}).start()
+    rng = random.Random(11)
+    start_ms = int(time.time() * 1000) // 10_000 * 10_000 - 20_000
+    # Values of all magnitudes: a bin each. And one window of few bins, which its topic takes.
+    values = {"wide": [rng.choice([-1, 1]) * 10 ** rng.uniform(-200, 200) for _ in range(900)] + [0.0] * 7,
+              "narrow": [1.0, 2.0, 3.0]}
+    for name, of in values.items():
+        points = [{"name": name, "value": value, "timestamp": start_ms + n} for n, value in enumerate(of)]
+        assert server.post("/metrics", json.dumps({"metrics": points})).json()["accepted"] == len(of)
+
+    def written():
+        return {row["name"]: row for row in output.rows(tmp_path / "out", "aggregates") if row["start_ms"] == start_ms}
+
+    def complete():
+        """By name and division, the parts of the record that the file says it is; of whole divisions only."""
+        ids = {row["id"]: name for name, row in written().items()}
+        found = defaultdict(dict)
+        for record in kafka.read(topics[1]):
+            id, _, part = record.id.partition("/")
+            if id in ids:
+                value = record.value
+                assert part == (f"{value['part']}of{value['parts']}" if part else ""), record.id
+                known = found[ids[id], value.get("parts", 1)].setdefault(value.get("part", 1), value)
+                assert known == value, "equal ids, equal records"
+        return {of: list(parts.values()) for of, parts in found.items() if len(parts) == of[1]}
+    eventually(lambda: {name for name, _ in complete()} == {"wide", "narrow"}, 90,
+               lambda: f"both windows: {list(complete())}\n{server.log_tail(20)}", every_s=1)
+    whole, found = written(), complete()
+    assert ("narrow", 1) in found and ("wide", 1) not in found, list(found)
+    parts = next(of for name, of in found if name == "wide")
+    assert parts >= 4 and dead_letters(server) == []
+    for (name, _), partials in found.items():
+        merged, expected = merge(partials), merge([whole[name]])
+        assert merged == expected
+        assert merged["sum"] == sum(map(Fraction, values[name])) and merged["count"] == len(values[name])
+    validator = schema(AGGREGATED)
+    for record in kafka.read(topics[1]):
+        validator.validate(record.value)
+    books_of = books(server)
+    assert books_of["dead_lettered"] == 0 and books_of["read"] == books_of["delivered"], books_of
+    # Sent again, it is divided alike.
+    ids = {record.id for record in kafka.read(topics[1])}
+    replay = server.cli("--config", str(server.config_path), "log", "replay", "--sink", "kafka", "--from", str(start_ms - 10_000),
+                        "--to", str(start_ms + 10_000), "--name", "wide", "--json")
+    summary = json.loads(replay.stdout)
+    assert summary["dead_lettered"] == 0 and summary["sent"] == len(values["wide"]) + 1, summary
+    again = kafka.read(topics[1])
+    assert {record.id for record in again} == ids and sum(f"/1of{parts}" in record.id for record in again) >= 2
 
 
 def quantile(permille, negative, zeros, positive):

@@ -14,6 +14,7 @@ import pytest
 from support import output
 from support.influxdb import InfluxDB
 from support.kafka import Kafka
+from support.scripted import ScriptedServer
 from support.server import eventually, free_ports
 
 pytestmark = pytest.mark.usefixtures("real_server_only")
@@ -182,6 +183,54 @@ def test_influxdb_has_the_same_points_and_values_afterwards(make_server, influxd
     assert collections.Counter(row["metric_name"] for row in points) == {"m": 250, "other": 300}
 
 
+def test_influxdb_2_gets_the_same_lines_and_of_windows_the_latest_revisions_alone(make_server, tmp_path):
+    scripted = ScriptedServer(lambda _: 204)
+    (tmp_path / "token").write_text("secret")
+    sink = {"name": "influx", "type": "influx", "url": scripted.url, "api": "v2", "org": "example", "bucket": "points",
+            "bucket_aggregates": "windows", "token_file": str(tmp_path / "token")}
+    server = make_server(sink=[sink], client=CLIENTS,
+                         windows={"lateness": "0 s", "windows": ["10 s"], "horizon": "300 s"}).start()
+    base_ns = base()
+    try:
+        write(server, 200, base_ns)
+        write(server, 100, base_ns - 30 * 10**9, name="early")
+
+        def lines(bucket):
+            requests = [request for request in scripted.requests if request.query["bucket"] == bucket]
+            return [line for request in requests for line in request.lines()]
+
+        def latest():
+            """Of each window the last line that was written: its revisions rise."""
+            return {(line.split(" ")[0], line.rsplit(" ", 1)[1]): line for line in lines("windows")}
+        eventually(lambda: len(latest()) == 4, 90, lambda: f"4 windows: {latest()}\n{server.log_tail()}", every_s=0.5)
+        write(server, 1, base_ns, value=lambda _: 1e6)
+        eventually(lambda: any("value=1000000" in line for line in lines("points"))
+                   and any("max=1000000" in line for line in latest().values()), 90,
+                   lambda: f"another revision: {latest()}\n{server.log_tail()}", every_s=0.5)
+        drained(server, "influx")
+        points, windows, written = lines("points"), latest(), len(lines("windows"))
+        assert len(points) == 301 and written > len(windows) == 4
+
+        scripted.requests.clear()
+        summary = replay(server, "influx", base_ns - 30 * 10**9, base_ns + 10**12)
+        assert (summary["sent"], summary["older_revisions"]) == (301 + 4, written - 4), summary
+        assert sorted(lines("points")) == sorted(points), "late and early ones alike, each once"
+        assert sorted(lines("windows")) == sorted(windows.values()), "older revisions are not sent"
+        for request in scripted.requests:
+            assert (request.method, request.path, request.query["org"]) == ("POST", "/api/v2/write", "example")
+            assert request.headers["authorization"] == "Token secret" and request.query["precision"] == "ns"
+
+        scripted.requests.clear()
+        assert replay(server, "influx", base_ns, base_ns + 10**12, "--name", "m")["sent"] == 201 + 2
+        for k in (0, 1):
+            series = [[line for line in found if f"metric_name=m,client_id=alpha,k={k} " in line]
+                      for found in (points, lines("points"))]
+            assert series[0] == series[1] and series[0], "in the order they came"
+        assert sorted(lines("windows")) == sorted(line for line in windows.values() if "metric_name=m" in line)
+    finally:
+        scripted.close()
+
+
 def test_a_file_sink_writes_a_replay_apart_from_what_it_had_written(make_server, tmp_path):
     out = tmp_path / "out"
     server = make_server(sink=[file_sink(out, keep_files=50)], client=CLIENTS).start()
@@ -206,6 +255,10 @@ def test_a_file_sink_writes_a_replay_apart_from_what_it_had_written(make_server,
         assert summary["sent"] == wanted and summary["filtered"] == 350 - wanted, (words, summary)
         rows = output.rows(summary["files"])
         assert len(rows) == wanted and all(first[row["id"]] == row for row in rows)
+    received = replay(server, "out", base_ns, "now", "--received-from", "-1h", "--received-to", "now", "--dry-run")
+    assert (received["sent"], received["passed_over"]) == (350, 0) and received["read_bytes"] > 0
+    earlier = replay(server, "out", base_ns, "now", "--received-to", "-1h", "--dry-run", exit_code=1)
+    assert (earlier["read"], earlier["passed_over"]) == (0, 350) and "350 points were received outside" in earlier["stderr"]
     part = replay(server, "out", base_ns + 10 * STEP_NS, base_ns + 20 * STEP_NS)
     assert part["sent"] == 30, "from is in the range, to is not"
     assert {row["timestamp"] - base_ns // 10**6 for row in output.rows(part["files"])} == set(range(10, 20))

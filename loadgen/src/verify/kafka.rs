@@ -8,7 +8,7 @@
 //! a crash have equal ids; a client's retry has another id and the same identity. Order holds in a partition.
 //!
 //! Windows: of those of one series and start, the greatest (era, revision) is what the appliance says. One revision that
-//! came twice must say the same. (The windows of several appliances would have to be merged: they are not compared here.)
+//! came twice must say the same. One in parts, because its topic is too small for it, is one when all of them are there. (The windows of several appliances would have to be merged: they are not compared here.)
 
 use std::io::BufRead;
 
@@ -106,6 +106,9 @@ pub fn compare_points(expected: &Expected, options: &Options, input: impl BufRea
     Ok(points.finish())
 }
 
+/// A window has at most 162,332 bins, and each part one of them.
+const PARTS_MAX: usize = 1 << 18;
+
 /// What a window's record says beside its figures
 #[derive(Deserialize)]
 struct Revision {
@@ -113,6 +116,34 @@ struct Revision {
     era: u32,
     #[serde(default)]
     revision: u32,
+    /// Of a record that its topic does not take whole; 0: it is whole
+    #[serde(default)]
+    part: usize,
+    #[serde(default)]
+    parts: usize,
+}
+
+/// Results in parts that are not all there yet: place, era, revision and number of parts, and what has come.
+#[derive(Default)]
+struct InParts(std::collections::HashMap<(u64, u32, u32, usize), Vec<Option<windows::Found>>>);
+
+impl InParts {
+    /// The whole, with its last part. Counts are divided among the parts; the sum is in the first, the others have 0; the extremes
+    /// are in all.
+    fn take(&mut self, key: u64, of: &Revision, found: windows::Found) -> Option<windows::Found> {
+        let place = (key, of.era, of.revision, of.parts);
+        let parts = self.0.entry(place).or_insert_with(|| vec![None; of.parts]);
+        parts[of.part - 1] = Some(found);
+        let all: Vec<windows::Found> = parts.iter().copied().collect::<Option<_>>()?;
+        self.0.remove(&place);
+        all.into_iter().reduce(|whole, part| windows::Found {
+            count: whole.count + part.count,
+            sum: whole.sum + part.sum,
+            min: whole.min.min(part.min),
+            max: whole.max.max(part.max),
+            ..whole
+        })
+    }
 }
 
 /// The topics of windows. Records of points are passed over.
@@ -121,11 +152,20 @@ pub fn compare_windows(expected: &Expected, options: &Options, input: impl BufRe
     let mut progress = Progress::new("records read", options.progress);
     let mut latest: HashedMap<(u32, u32, windows::Found)> = HashedMap::default();
     let (mut older, mut again) = (0, 0);
+    let mut in_parts = InParts::default();
     for_each_record(input, &mut progress, |_, _, payload| {
         let not_one = |error| format!("is not a window as JSON: {error}");
         let line: WindowLine<'_> = serde_json::from_slice(payload).map_err(not_one)?;
-        let Some((of, found)) = line.found() else { return Ok(()) };
-        let Revision { era, revision } = serde_json::from_slice(payload).map_err(not_one)?;
+        let Some((of, mut found)) = line.found() else { return Ok(()) };
+        let said: Revision = serde_json::from_slice(payload).map_err(not_one)?;
+        let Revision { era, revision, part, parts } = said;
+        if part > 0 {
+            if part > parts || parts > PARTS_MAX {
+                return Err(format!("is part {part} of {parts}, which cannot be"));
+            }
+            let Some(whole) = in_parts.take(of.key(), &said, found) else { return Ok(()) };
+            found = whole;
+        }
         // Windows of rules are not compared, and may share their key with a series' own.
         if !of.is_rule {
             let (known_era, known_revision, known) = *latest.entry(of.key()).or_insert((era, revision, found));

@@ -160,29 +160,42 @@ fn what_kcat_did_not_print_or_printed_twice_is_told_in_a_sentence() {
     }
 }
 
-/// A window of the first series, whose points are all in one batch.
-#[test]
-fn the_greatest_revision_is_what_holds_and_one_revision_says_one_thing() {
-    let mut scene = Scene::new();
-    scene.acknowledged(0);
-    let expected = scene.expected();
-    let options = Options { horizon_ms: u64::MAX / 4_000_000, window_lengths_s: vec![10], ..Options::default() };
+/// The window of the first series, whose points are all in one batch, as a record says it; and how many points that are.
+fn first_window(scene: &Scene) -> (Value, usize) {
     let lines = scene.lines(&[0]);
     let of_series: Vec<&Value> = lines.iter().filter(|line| line["name"] == lines[0]["name"]).collect();
     let start_ms = of_series[0]["timestamp_ns"].as_i64().expect("a time").div_euclid(10_000_000_000) * 10_000;
     let points = scene.points(0);
     let mut sum = Sum::default();
     points.iter().filter(|point| point.slot == points[0].slot).for_each(|point| sum.add(point.value));
-    let window = |era: u32, revision: u32, count: usize| {
-        let values = || of_series.iter().filter_map(|line| line["value"].as_f64());
-        json!({
-            "name": lines[0]["name"], "client_id": "client-000000", "rule": null, "tags": lines[0]["tags"],
-            "start_ms": start_ms, "window_s": 10, "era": era, "revision": revision, "series": 1, "count": count,
-            "sum": sum.rounded(points[0].value.decimals),
-            "min": values().fold(f64::INFINITY, f64::min), "max": values().fold(f64::NEG_INFINITY, f64::max),
-        })
-    };
-    let all = of_series.len();
+    let values = || of_series.iter().filter_map(|line| line["value"].as_f64());
+    let window = json!({
+        "name": lines[0]["name"], "client_id": "client-000000", "rule": null, "tags": lines[0]["tags"],
+        "start_ms": start_ms, "window_s": 10, "era": 0, "revision": 0, "series": 1, "count": of_series.len(),
+        "sum": sum.rounded(points[0].value.decimals),
+        "min": values().fold(f64::INFINITY, f64::min), "max": values().fold(f64::NEG_INFINITY, f64::max),
+    });
+    (window, of_series.len())
+}
+
+fn window_options() -> Options {
+    Options { horizon_ms: u64::MAX / 4_000_000, window_lengths_s: vec![10], ..Options::default() }
+}
+
+fn with(window: &Value, members: &[(&str, usize)]) -> Value {
+    let mut window = window.clone();
+    members.iter().for_each(|&(name, value)| window[name] = value.into());
+    window
+}
+
+#[test]
+fn the_greatest_revision_is_what_holds_and_one_revision_says_one_thing() {
+    let mut scene = Scene::new();
+    scene.acknowledged(0);
+    let (expected, options) = (scene.expected(), window_options());
+    let (whole, all) = first_window(&scene);
+    let window =
+        |era: usize, revision: usize, count| with(&whole, &[("era", era), ("revision", revision), ("count", count)]);
     let others = FaultKind::Missing;
     // What came, how many windows beside the three of the other series are wrong, and what is wrong with it.
     for (windows, missing, altered, again, older) in [
@@ -205,4 +218,38 @@ fn the_greatest_revision_is_what_holds_and_one_revision_says_one_thing() {
         assert_eq!(verdict.total_of("revisions sent again"), again, "{windows:?}");
         assert_eq!(verdict.total_of("older revisions passed over"), older, "{windows:?}");
     }
+}
+
+#[test]
+fn a_window_in_parts_is_one_when_all_of_them_are_there() {
+    let mut scene = Scene::new();
+    scene.acknowledged(0);
+    let (expected, options) = (scene.expected(), window_options());
+    let (whole, all) = first_window(&scene);
+    assert!(all >= 2, "enough to divide");
+    let part = |part: usize, parts: usize, count: usize| {
+        let document = with(&whole, &[("part", part), ("parts", parts), ("count", count)]);
+        if part == 1 { document } else { with(&document, &[("sum", 0)]) }
+    };
+    let compared = |parts: &[Value]| {
+        let records: Vec<Value> =
+            parts.iter().enumerate().map(|(n, part)| record(0, n as u64, "id", None, part)).collect();
+        kafka::compare_windows(&expected, &options, text(&records).as_bytes())
+    };
+    for (parts, missing) in [
+        // The three windows of the other series are missing.
+        (vec![part(1, 2, 1), part(2, 2, all - 1)], 3),
+        (vec![part(2, 2, all - 1), part(2, 2, all - 1), part(1, 2, 1)], 3),
+        (vec![part(1, 4, 1), part(2, 2, all - 1), part(1, 2, 1)], 3),
+        // Of nothing whole: no window is known to be closed.
+        (vec![part(1, 2, 1), part(3, 4, 1)], 0),
+    ] {
+        let verdict = compared(&parts).expect("compared");
+        assert_eq!(verdict.count_of(FaultKind::Missing), missing, "{parts:?}: {}", verdict.to_text());
+        assert_eq!(verdict.count_of(FaultKind::Altered), 0, "{parts:?}: {}", verdict.to_text());
+    }
+    let wrong = compared(&[part(1, 2, 1), part(2, 2, all)]).expect("compared");
+    assert_eq!(wrong.count_of(FaultKind::Missing), 3, "{}", wrong.to_text());
+    assert!(wrong.count_of(FaultKind::Doubled) + wrong.count_of(FaultKind::Altered) > 0, "{}", wrong.to_text());
+    assert!(compared(&[part(3, 2, 1)]).is_err(), "no such part");
 }

@@ -14,6 +14,7 @@ mod blocking;
 mod case;
 mod column;
 mod footprint;
+mod headers;
 mod mark;
 mod names;
 mod prepare;
@@ -34,6 +35,7 @@ pub use block::{BLOCK_HEADER_BYTES, BlockError, BlockHeader, RecordKind, RecordR
 pub use blocking::BlockingLog;
 pub use case::{BlockCase, SegmentCase};
 pub use footprint::footprint_bytes;
+pub use headers::{BlockHeaders, block_headers};
 pub use mark::{DurableMark, Mark};
 pub use names::{NameMap, names_in};
 pub use prepare::{Prepare, PreparedSegment, prepare_segment};

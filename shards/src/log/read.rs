@@ -84,6 +84,7 @@ impl SegmentReader {
     /// [`TO_THE_TAIL`]. The file's name, not its header, says which segment it is.
     pub fn open(path: &Path, segment_id: u64, from: u64, to: u64) -> io::Result<SegmentReader> {
         let mut pages = Pages::open(path)?;
+        pages.ahead_to = to;
         // Only this page: a start looks at the headers of the whole backlog.
         pages.read(0, PAGE_BYTES);
         let header = match pages.view(0, PAGE_BYTES) {
@@ -113,6 +114,11 @@ impl SegmentReader {
 
     pub fn file_bytes(&self) -> u64 {
         self.pages.bytes
+    }
+
+    /// From the file so far, what was read ahead included.
+    pub fn read_bytes(&self) -> u64 {
+        self.pages.read_bytes
     }
 
     /// The point number that the next block should begin with, where it is known.
@@ -401,31 +407,43 @@ impl LogReader {
 }
 
 /// A window of a file, read in large pieces.
-struct Pages {
+pub(super) struct Pages {
     file: File,
     bytes: u64,
     buf: AlignedBuf,
     start: u64,
+    /// Nothing from here on is read before it is asked for
+    pub(super) ahead_to: u64,
+    /// In all
+    pub(super) read_bytes: u64,
 }
 
 const READ_AHEAD_BYTES: usize = 1 << 20;
 
 impl Pages {
-    fn open(path: &Path) -> io::Result<Pages> {
+    pub(super) fn open(path: &Path) -> io::Result<Pages> {
         let file = open(path, false)?;
         let bytes = file.metadata()?.len();
-        Ok(Pages { file, bytes, buf: AlignedBuf::with_capacity(PAGE_BYTES), start: 0 })
+        Ok(Pages {
+            file,
+            bytes,
+            buf: AlignedBuf::with_capacity(PAGE_BYTES),
+            start: 0,
+            ahead_to: u64::MAX,
+            read_bytes: 0,
+        })
     }
 
     /// `len` bytes at `offset` (a multiple of the page size); `None` when they are not there or cannot be read.
-    fn view(&mut self, offset: u64, len: usize) -> Option<&[u8]> {
+    pub(super) fn view(&mut self, offset: u64, len: usize) -> Option<&[u8]> {
         if offset.checked_add(len as u64)? > self.bytes {
             return None;
         }
         let inside = offset >= self.start && offset + len as u64 <= self.start + self.buf.len() as u64;
         if !inside {
+            let ahead = self.ahead_to.saturating_sub(offset).min(READ_AHEAD_BYTES as u64) as usize;
             // A bad sector must cost its own page, not everything read along with it.
-            if !self.read(offset, len.max(READ_AHEAD_BYTES)) && !self.read(offset, len) {
+            if !self.read(offset, len.max(ahead)) && !self.read(offset, len) {
                 self.buf.clear();
                 return None;
             }
@@ -449,6 +467,7 @@ impl Pages {
             }
         }
         self.buf.set_len(got);
+        self.read_bytes += got as u64;
         got as u64 >= (len as u64).min(self.bytes - offset)
     }
 }

@@ -19,8 +19,9 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use super::calls::CallBooks;
-use super::dead_letter::{Bounds, DeadLetters, Entry};
+use super::dead_letter::{Bounds, DeadLetters, Fate};
 use super::id::{self, Ids};
+use super::letters_command::Resend;
 use super::line::{self, Lines, Schema, is_aggregate};
 use super::sink::{Report, Settled, Sink, SinkFailed, UnitId};
 use super::unit::{Item, Unit};
@@ -409,28 +410,22 @@ impl Sink for InfluxSink {
     }
 }
 
-/// Sends dead letters again, one after the other. Answers those that are refused again, with the new reason; an error is a
-/// server that cannot be asked now.
-pub fn send_again(settings: &Settings, entries: Vec<Entry>) -> Result<(u64, Vec<Entry>), String> {
+/// Dead letters once more, one line a request.
+pub fn resend(settings: Settings) -> Result<Resend, String> {
     let header = settings.credentials.header()?;
     let client = Client::new(1, settings.request_within, header, settings.tls_ca.as_deref())?;
-    let (mut sent, mut refused) = (0, Vec::new());
-    for mut entry in entries {
+    Ok(Box::new(move |entry| {
         let target = settings.targets.iter().find(|target| target.label() == entry.target);
         // The sink may have got another database or bucket since.
         let now = &settings.targets[usize::from(id::is_of_a_window(&entry.id))];
         let url = target.unwrap_or(now).write_url(&settings.url);
         let heard = client.write(&url, entry.body.as_bytes(), false);
         match answer::judge(&heard, std::time::SystemTime::now()) {
-            answer::Verdict::Written | answer::Verdict::Partial { dropped: 0, .. } => sent += 1,
+            answer::Verdict::Written | answer::Verdict::Partial { dropped: 0, .. } => Ok(Fate::Taken),
             answer::Verdict::Partial { reason, .. }
             | answer::Verdict::BadLine { reason }
-            | answer::Verdict::TooLarge { reason } => {
-                entry.reason = reason;
-                refused.push(entry);
-            }
-            answer::Verdict::Held { reason } | answer::Verdict::Later { reason, .. } => return Err(reason),
+            | answer::Verdict::TooLarge { reason } => Ok(Fate::Refused(reason)),
+            answer::Verdict::Held { reason } | answer::Verdict::Later { reason, .. } => Err(reason),
         }
-    }
-    Ok((sent, refused))
+    }))
 }

@@ -14,7 +14,7 @@ use std::collections::{HashSet, VecDeque};
 use rdkafka::types::RDKafkaErrorCode as Code;
 
 /// A record on its way, as the number that librdkafka carries along: which unit, and how far into it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Ticket(u64);
 
 const OFFSET_BITS: u32 = 48;
@@ -84,8 +84,9 @@ pub enum Mode {
 pub enum Failed {
     /// Nothing now: [`Flight::trouble`] knows
     Noted,
-    /// It is refused for good: set it aside, then say [`Flight::dead_lettered`]
-    DeadLetter,
+    /// It is refused by itself. Either it arrives in parts, [`Flight::delivered`]; or set it aside, then say
+    /// [`Flight::dead_lettered`]
+    Refused,
 }
 
 /// Why everything that is not settled has to come again.
@@ -241,7 +242,7 @@ impl Flight {
             let suspect = (unit.log_id, unit.first_number.wrapping_add(ticket.offset()));
             if mode == Mode::Singly {
                 self.culprit_found |= self.suspects.remove(&suspect);
-                return Failed::DeadLetter;
+                return Failed::Refused;
             }
             self.suspects.insert(suspect);
             self.suspect_bytes += bytes as u64;
@@ -452,7 +453,7 @@ mod tests {
             flight.delivered(ticket.unit(), 1);
         }
         assert!(!flight.wants_new_producer(), "one suspect is open");
-        assert_eq!(flight.failed(again[0][0], Code::MessageSizeTooLarge, 600_000), Failed::DeadLetter);
+        assert_eq!(flight.failed(again[0][0], Code::MessageSizeTooLarge, 600_000), Failed::Refused);
         assert_eq!(settled(&mut flight), [], "it is not set aside yet");
         flight.dead_lettered(again[0][0]);
         assert_eq!(settled(&mut flight), [(1, 2, 1), (2, 1, 0)]);

@@ -1,7 +1,8 @@
 //! The Kafka sink: a record a point, through an idempotent producer, acknowledged by all in-sync replicas.
 //!
 //! Promises, as a consumer sees them that keeps the first of equal `id` headers:
-//! - every point of a settled unit is there, or in the dead letters with Kafka's reason;
+//! - every point of a settled unit is there, or in the dead letters with Kafka's reason; a window that is too large for its
+//!   topic is there in parts;
 //! - records of one key are in the order of the log, through retries, new producers and restarts of either side (as long
 //!   as the topic keeps its number of partitions);
 //! - a record's `id` is the same each time it is sent.
@@ -14,6 +15,7 @@ mod flight;
 mod hurry;
 mod letters;
 mod native;
+mod parts;
 mod producer;
 mod render;
 pub mod settings;
@@ -21,6 +23,8 @@ pub mod topic;
 
 #[cfg(test)]
 mod mock_tests;
+#[cfg(test)]
+mod size_tests;
 
 use std::time::{Duration, Instant};
 
@@ -29,10 +33,11 @@ use rdkafka::types::RDKafkaErrorCode as Code;
 use super::share::log_name;
 use super::sink::{Report, Settled, Sink, SinkFailed};
 use super::unit::{Item, Unit};
-pub use again::send_again;
+pub use again::resend;
 use flight::{Blame, Failed, Flight, Trouble};
 use hurry::Hurry;
 pub use letters::LetterBox;
+use parts::{Division, InParts, Told};
 use producer::{Form, NotTaken, Outbound, Producer, Reports};
 pub use render::KeyBy;
 use render::Renderer;
@@ -79,6 +84,7 @@ pub struct KafkaSink {
     bytes_in_flight: usize,
     /// The topic that the trouble is about
     trouble_topic: String,
+    in_parts: InParts,
     reports: Reports,
     hurry: Hurry,
 }
@@ -100,6 +106,7 @@ impl KafkaSink {
             bytes: std::collections::VecDeque::new(),
             bytes_in_flight: 0,
             trouble_topic: String::new(),
+            in_parts: InParts::default(),
             reports: Reports::default(),
             hurry: Hurry::new(Instant::now()),
         }
@@ -187,28 +194,66 @@ impl KafkaSink {
 
     /// Takes in what the delivery reports say: for at least `wait`, if nothing comes sooner.
     fn take_reports(&mut self, wait: Duration) -> Result<(), SinkFailed> {
-        let Some(producer) = &self.producer else { return Ok(()) };
+        let KafkaSink { name, producer: Some(producer), flight, in_parts, reports, hurry, trouble_topic, .. } = self
+        else {
+            return Ok(());
+        };
         let mut wait = wait;
         let mut refused = Vec::new();
         for _ in 0..REPORTS_A_TURN {
-            self.reports.clear();
-            producer.poll(wait, &mut self.reports);
-            if self.reports.is_empty() {
+            reports.clear();
+            producer.poll(wait, reports);
+            if reports.is_empty() {
                 break;
             }
             wait = Duration::ZERO;
-            self.hurry.moved(Instant::now());
-            let flight = &mut self.flight;
-            self.reports.singly.iter().for_each(|&ticket| flight.settled_singly(ticket));
-            self.reports.delivered.iter().for_each(|&(unit, records)| flight.delivered(unit, records));
-            for record in self.reports.failed.drain(..) {
+            hurry.moved(Instant::now());
+            let mut told = Vec::new();
+            for &ticket in &reports.singly {
+                match in_parts.told(ticket, None) {
+                    Told::Nothing => {
+                        flight.settled_singly(ticket);
+                        flight.delivered(ticket.unit(), 1);
+                    }
+                    of_part => told.push((ticket, of_part)),
+                }
+            }
+            if reports.singly.is_empty() {
+                reports.delivered.iter().for_each(|&(unit, records)| flight.delivered(unit, records));
+            }
+            for record in reports.failed.drain(..) {
+                let ticket = record.ticket;
+                if in_parts.holds(ticket) && matches!(flight::blame(record.code), Blame::TooLarge | Blame::Record) {
+                    told.push((ticket, in_parts.told(ticket, Some(record.code))));
+                    continue;
+                }
                 let had = flight.trouble().cloned();
-                match flight.failed(record.ticket, record.code, record.bytes) {
-                    Failed::DeadLetter => refused.push(record),
+                match flight.failed(ticket, record.code, record.bytes) {
+                    Failed::Refused if flight::blame(record.code) == Blame::TooLarge => {
+                        told.push((ticket, in_parts.begin(record)));
+                    }
+                    Failed::Refused => refused.push(record),
                     Failed::Noted => {
                         if flight.trouble().map(|t| t.code) != had.map(|t| t.code) {
-                            self.trouble_topic = record.topic;
+                            *trouble_topic = record.topic;
                         }
+                    }
+                }
+            }
+            for (ticket, told) in told {
+                match told {
+                    Told::Nothing | Told::Waiting => {}
+                    Told::Delivered => flight.delivered(ticket.unit(), 1),
+                    Told::Refused(record) => refused.push(record),
+                    Told::Smaller(division) => {
+                        tracing::info!(
+                            cause = "kafka_parts",
+                            sink = %name,
+                            topic = %division.topic,
+                            parts = division.records.len(),
+                            "a window is too large for its topic, and is sent in parts"
+                        );
+                        send_parts(producer, &division)?;
                     }
                 }
             }
@@ -295,6 +340,27 @@ fn share_of_a_batch(in_flight_bytes_max: usize) -> u32 {
     u32::try_from(in_flight_bytes_max / BATCHES_ON_THEIR_WAY_MIN).unwrap_or(u32::MAX)
 }
 
+fn send_parts(producer: &mut Producer, division: &Division) -> Result<(), SinkFailed> {
+    let (mut form, timestamp_ms) = (Form::new(), wall_ns() / 1_000_000);
+    let Division { ticket, topic, key, records } = division;
+    let begun = Instant::now();
+    for (id, value) in records {
+        let headers = [(c"id", id.as_bytes()), (c"point", b""), (c"request_id", b""), (c"traceparent", b"")];
+        let record = Outbound { topic, key, value, headers, timestamp_ms };
+        loop {
+            match producer.send(&mut form, &record, *ticket) {
+                Ok(()) => break,
+                Err(NotTaken::Full) if begun.elapsed() < ROOM_WITHIN => producer.wait(LOOK_EVERY),
+                Err(NotTaken::Full) => return Err(SinkFailed::retry("the Kafka client's queue is full")),
+                Err(NotTaken::Failed(code)) => {
+                    return Err(SinkFailed::retry(format!("a part of a window is not taken: {}", words(code))));
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
 /// librdkafka's sentence for a code.
 fn words(code: Code) -> String {
     code.to_string()
@@ -366,6 +432,7 @@ impl Sink for KafkaSink {
     fn reset(&mut self) {
         self.end_producer();
         self.flight.reset();
+        self.in_parts.forget();
         self.bytes.clear();
         self.bytes_in_flight = 0;
         self.reports.clear();

@@ -14,6 +14,7 @@ mod summary;
 mod tests;
 
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -32,7 +33,7 @@ use crate::{data_dir, logging};
 use run::{Outcome, Parts, Replay, Target};
 use selection::Selection;
 use source::Source;
-use summary::{Progress, Totals, time};
+use summary::{Progress, Totals, size, time};
 
 /// Where each log is gone on with: `0:1200,1:80,aggregate:7`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -77,7 +78,8 @@ fn failure(sentence: String) -> Refusal {
 struct Plan {
     root: PathBuf,
     node_id: u128,
-    range_ns: std::ops::Range<i64>,
+    range_ns: Range<i64>,
+    received_ns: Option<Range<i64>>,
     sink: config::Sink,
     sources: Vec<Source>,
 }
@@ -88,6 +90,14 @@ fn prepare(args: &ReplayArgs, config: &Config) -> Result<Plan, Refusal> {
     if range_ns.is_empty() {
         let (from, to) = (time(range_ns.start), time(range_ns.end));
         return Err(Refusal(Exit::Usage, format!("the range is empty: --to ({to}) is not after --from ({from})")));
+    }
+    let received = (args.received_from.map(|at| at.ns(now_ns)), args.received_to.map(|at| at.ns(now_ns)));
+    let received_ns =
+        (received != (None, None)).then(|| received.0.unwrap_or(i64::MIN)..received.1.unwrap_or(i64::MAX));
+    if let Some(span) = received_ns.as_ref().filter(|span| span.is_empty()) {
+        let (from, to) = (time(span.start), time(span.end));
+        let sentence = format!("the span is empty: --received-to ({to}) is not after --received-from ({from})");
+        return Err(Refusal(Exit::Usage, sentence));
     }
     let Some(sink) = config.sink.iter().find(|sink| sink.name == args.sink) else {
         let names: Vec<&str> = config.sink.iter().map(|sink| sink.name.as_str()).collect();
@@ -105,7 +115,7 @@ fn prepare(args: &ReplayArgs, config: &Config) -> Result<Plan, Refusal> {
     }
     let sources = sources(&root, node_id, sink, args.resume.as_ref())
         .map_err(|error| failure(format!("the logs below {} cannot be read: {error}", root.display())))?;
-    Ok(Plan { root, node_id, range_ns, sink: sink.clone(), sources })
+    Ok(Plan { root, node_id, range_ns, received_ns, sink: sink.clone(), sources })
 }
 
 /// The logs that the sink reads.
@@ -136,7 +146,8 @@ fn sources(root: &Path, node_id: u128, sink: &config::Sink, resume: Option<&Resu
 
 impl Plan {
     fn carry_out(self, args: &ReplayArgs, config: &Config) -> Result<Exit, Refusal> {
-        let Plan { root, node_id, range_ns, sink, sources } = self;
+        let Plan { root, node_id, range_ns, received_ns, sink, sources } = self;
+        say_how_much(&sources, received_ns.is_some());
         let mut progress = Progress::new();
         start_lines(config, &progress);
         let stop = stop_on_signals().map_err(|error| failure(format!("signals cannot be handled: {error}")))?;
@@ -148,6 +159,7 @@ impl Plan {
             node_id,
             sources,
             selection: Selection::new(range_ns.clone()),
+            received_ns: received_ns.clone(),
             filter,
             target,
             rate: args.rate,
@@ -164,13 +176,27 @@ impl Plan {
             args,
             sink: &sink.name,
             range_ns,
+            received_ns,
             totals: *replay.totals(),
+            read_bytes: replay.read_bytes(),
             resume: Resume(replay.places()),
             outcome,
             took: begun.elapsed(),
             files,
         };
         Ok(end.say())
+    }
+}
+
+/// What there is to wait for. Blocks do not say what times the points in them have.
+fn say_how_much(sources: &[Source], is_narrowed: bool) {
+    let logs = size(sources.iter().map(Source::log_bytes).sum());
+    if is_narrowed {
+        eprintln!("replay: of {logs} of logs, what was received outside of the span is passed over");
+    } else {
+        eprintln!(
+            "replay: all {logs} of logs are read, whatever the range; --received-from and --received-to narrow that"
+        );
     }
 }
 
@@ -216,8 +242,10 @@ fn target(sink: &config::Sink, files: Option<&Path>, node_id: u128, root: &Path)
 struct Ended<'a> {
     args: &'a ReplayArgs,
     sink: &'a str,
-    range_ns: std::ops::Range<i64>,
+    range_ns: Range<i64>,
+    received_ns: Option<Range<i64>>,
     totals: Totals,
+    read_bytes: u64,
     resume: Resume,
     outcome: Outcome,
     took: Duration,
@@ -265,10 +293,11 @@ impl Ended<'_> {
         let Ended { sink, range_ns, totals, took, .. } = self;
         let rate = totals.chosen() as f64 / took.as_secs_f64().max(0.001);
         let mut text = format!(
-            "{what} {sink}, {} to {}: {}; {:.1} s, {rate:.0} points/s",
+            "{what} {sink}, {} to {}: {}; {} of logs read; {:.1} s, {rate:.0} points/s",
             time(range_ns.start),
             time(range_ns.end),
             totals.sentence(self.args.dry_run),
+            size(self.read_bytes),
             took.as_secs_f64(),
         );
         if let Some(files) = self.files.as_ref().filter(|_| totals.sent > 0) {
@@ -288,6 +317,7 @@ impl Ended<'_> {
             ("sink", json!(self.sink)),
             ("from_ns", json!(self.range_ns.start)),
             ("to_ns", json!(self.range_ns.end)),
+            ("read_bytes", json!(self.read_bytes)),
             ("dry_run", json!(self.args.dry_run)),
             ("outcome", json!(outcome)),
             ("resume", json!(self.resume.to_string())),
@@ -304,6 +334,9 @@ impl Ended<'_> {
             Some((least, greatest)) => {
                 format!("those that pass the filters are from {} to {}", time(least), time(greatest))
             }
+            None if self.totals.passed_over > 0 => {
+                format!("{} points were received outside of the span, and passed over", self.totals.passed_over)
+            }
             None if self.totals.read == 0 => "the logs that this sink reads hold no points".to_owned(),
             None => "no point passes the filters".to_owned(),
         };
@@ -318,6 +351,12 @@ impl Ended<'_> {
             format!("metricstream log replay --from {} --to {}", time(self.range_ns.start), time(self.range_ns.end)),
             format!("--sink {}", quoted(self.sink)),
         ];
+        let received = self.received_ns.iter().flat_map(|span| {
+            let from = (span.start != i64::MIN).then(|| format!("--received-from {}", time(span.start)));
+            let to = (span.end != i64::MAX).then(|| format!("--received-to {}", time(span.end)));
+            from.into_iter().chain(to)
+        });
+        words.extend(received);
         words.extend(client.iter().map(|client| format!("--client {}", quoted(client))));
         words.extend(name.iter().map(|name| format!("--name {}", quoted(name))));
         words.extend(rate.map(|rate| format!("--rate {rate}")));

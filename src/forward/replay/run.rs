@@ -22,6 +22,7 @@ use super::source::{Next, Source};
 use super::summary::{Progress, Totals};
 use crate::forward::calls::CallBooks;
 use crate::forward::filter::Filter;
+use crate::forward::in_flight::{self, InFlight};
 use crate::forward::piece::Piece;
 use crate::forward::retry::Backoff;
 use crate::forward::sink::{Report, Settled, Sink, SinkFailed, UnitId};
@@ -40,6 +41,8 @@ pub struct Parts {
     pub node_id: u128,
     pub sources: Vec<Source>,
     pub selection: Selection,
+    /// What was certainly received outside of it is passed over; `None`: everything is read
+    pub received_ns: Option<Range<i64>>,
     pub filter: Filter,
     /// `None`: counting only
     pub target: Option<Target>,
@@ -70,6 +73,7 @@ pub struct Replay {
     node_id: u128,
     feeds: Vec<Feed>,
     selection: Selection,
+    received_ns: Option<Range<i64>>,
     filter: Filter,
     target: Option<Target>,
     rate: Option<Bucket>,
@@ -97,17 +101,15 @@ struct Feed {
     slices: VecDeque<Range<u64>>,
     /// Of `next`, to be counted with its first slice
     aside: Totals,
-    in_flight: VecDeque<InFlight>,
+    in_flight: InFlight<Stretch>,
     scratch: Scratch,
     is_at_end: bool,
 }
 
-struct InFlight {
-    unit: UnitId,
+/// Of a log: what a unit was made of.
+struct Stretch {
     end_point: u64,
     totals: Totals,
-    passed: u64,
-    settled: Option<Settled>,
 }
 
 struct Failing {
@@ -136,7 +138,7 @@ impl Replay {
             next: None,
             slices: VecDeque::new(),
             aside: Totals::default(),
-            in_flight: VecDeque::new(),
+            in_flight: InFlight::default(),
             scratch: Scratch::default(),
             is_at_end: false,
         };
@@ -144,6 +146,7 @@ impl Replay {
             node_id: parts.node_id,
             feeds: parts.sources.into_iter().map(feed).collect(),
             selection: parts.selection,
+            received_ns: parts.received_ns,
             filter: parts.filter,
             rate: parts.rate.filter(|_| parts.target.is_some()).map(|rate| Bucket::new(rate, now)),
             target: parts.target,
@@ -162,6 +165,11 @@ impl Replay {
         &self.totals
     }
 
+    /// From the logs' files.
+    pub fn read_bytes(&self) -> u64 {
+        self.feeds.iter().map(|feed| feed.source.read_bytes()).sum()
+    }
+
     /// For each log, the number of the point to go on with.
     pub fn places(&self) -> Vec<(u32, u64)> {
         self.feeds.iter().map(|feed| (feed.source.log_id, feed.settled_point)).collect()
@@ -169,6 +177,9 @@ impl Replay {
 
     /// An error is a log that cannot be read.
     pub fn run(&mut self, progress: &mut Progress) -> io::Result<Outcome> {
+        for feed in &mut self.feeds {
+            feed.source.only_received(self.received_ns.clone());
+        }
         self.learn_windows()?;
         for round in 0..ROUNDS_MAX {
             let before = self.totals.chosen();
@@ -302,6 +313,7 @@ impl Replay {
             let next = feed.source.next()?;
             feed.aside.missing.removed += next.missing.removed;
             feed.aside.missing.damaged += next.missing.damaged;
+            feed.aside.passed_over += next.passed_over;
             if next.missing.removed > 0 {
                 tracing::warn!(
                     log = crate::forward::share::log_name(feed.source.log_id),
@@ -315,13 +327,8 @@ impl Replay {
                 feed.is_at_end = true;
                 // What is missing at the very end.
                 self.last_unit += 1;
-                feed.in_flight.push_back(InFlight {
-                    unit: self.last_unit,
-                    end_point: next.to,
-                    totals: std::mem::take(&mut feed.aside),
-                    passed: 0,
-                    settled: Some(Settled::default()),
-                });
+                let stretch = Stretch { end_point: next.to, totals: std::mem::take(&mut feed.aside) };
+                feed.in_flight.sent(self.last_unit, 0, stretch);
                 feed.advance(&mut self.totals);
             }
         }
@@ -359,14 +366,10 @@ impl Replay {
         }
         *last_unit += 1;
         let unit = *last_unit;
-        let mut settled = None;
+        let is_counting = target.is_none();
         let mut sent = Ok(());
         let seen = match target {
-            None => {
-                let seen = look(&piece, &slice, filter, &choose, &mut feed.scratch, &mut Vec::new());
-                settled = Some(Settled { delivered: seen.passed, ..Settled::default() });
-                seen
-            }
+            None => look(&piece, &slice, filter, &choose, &mut feed.scratch, &mut Vec::new()),
             Some(target) => {
                 let mut unit = unit_of(unit, &piece, &slice, filter, &choose, &mut feed.scratch);
                 sent = target.sink.send(&mut unit, now);
@@ -375,13 +378,16 @@ impl Replay {
         };
         let mut totals = std::mem::take(&mut feed.aside);
         totals.add(&Totals { read: slice.end - slice.start, times_ns: times.get(), ..counts(&seen) });
-        if seen.passed == 0 {
-            settled = Some(Settled::default());
-        }
         if let Some(bucket) = rate {
             bucket.take(seen.passed);
         }
-        feed.in_flight.push_back(InFlight { unit, end_point: slice.end, totals, passed: seen.passed, settled });
+        let stretch = Stretch { end_point: slice.end, totals };
+        if is_counting {
+            let settled = Settled { delivered: seen.passed, ..Settled::default() };
+            feed.in_flight.sent_and_settled(unit, settled, stretch);
+        } else {
+            feed.in_flight.sent(unit, seen.passed, stretch);
+        }
         sent?;
         feed.advance(&mut self.totals);
         if self.failing.is_none() {
@@ -394,16 +400,7 @@ impl Replay {
         if report.settled.is_empty() {
             return;
         }
-        for (unit, settled) in report.settled {
-            let found = self.feeds.iter_mut().find_map(|feed| {
-                let at = feed.in_flight.binary_search_by_key(&unit, |in_flight| in_flight.unit).ok()?;
-                Some(&mut feed.in_flight[at])
-            });
-            let in_flight = found.expect("a sink settles units that are in flight, each once");
-            let accounted = settled.delivered + settled.refused + settled.dead_lettered;
-            assert_eq!(accounted, in_flight.passed, "a sink accounts for every point it was shown");
-            in_flight.settled = Some(settled);
-        }
+        in_flight::settle(report, &mut self.feeds, |feed| &mut feed.in_flight);
         for feed in &mut self.feeds {
             feed.advance(&mut self.totals);
         }
@@ -461,11 +458,13 @@ impl Replay {
         Ok(more)
     }
 
-    /// Finds the latest revisions among the windows that are to be read.
+    /// Finds the latest revisions among the windows that are to be read. Whenever they were received: an older one must not
+    /// go because the latest is passed over.
     fn learn_windows(&mut self) -> io::Result<()> {
-        let Replay { feeds, selection, filter, node_id, .. } = self;
+        let Replay { feeds, selection, filter, node_id, received_ns, .. } = self;
         for feed in feeds.iter_mut().filter(|feed| feed.source.log_id == AGGREGATE_LOG_ID) {
             let from = feed.source.next_point();
+            feed.source.only_received(None);
             // From its beginning: of what was sent before a resume, later revisions may follow.
             feed.source.seek(if from == feed.begun_point { feed.source.first_point } else { from }, *node_id)?;
             while let Next { piece: Some(piece), from, to, .. } = feed.source.next()? {
@@ -481,6 +480,7 @@ impl Replay {
                     break;
                 }
             }
+            feed.source.only_received(received_ns.clone());
             feed.source.seek(from, *node_id)?;
         }
         Ok(())
@@ -509,15 +509,14 @@ impl Feed {
         self.next = None;
         self.slices.clear();
         self.aside = Totals::default();
-        self.in_flight.clear();
+        self.in_flight.forget();
         self.is_at_end = false;
         self.source.seek(self.settled_point, node_id)
     }
 
     /// Counts the longest run of settled units.
     fn advance(&mut self, totals: &mut Totals) {
-        while let Some(settled) = self.in_flight.front().and_then(|first| first.settled) {
-            let first = self.in_flight.pop_front().expect("looked at");
+        while let Some((first, settled)) = self.in_flight.take_settled() {
             totals.add(&first.totals);
             totals.sent += settled.delivered;
             totals.rejected += settled.refused;

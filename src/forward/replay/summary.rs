@@ -9,7 +9,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use super::source::Missing;
 use crate::process::rfc3339;
 
-/// What became of the points of the logs. But for `missing`, the parts sum to `read`.
+/// What became of the points of the logs. But for `passed_over` and `missing`, the parts sum to `read`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Totals {
     pub read: u64,
@@ -26,6 +26,8 @@ pub struct Totals {
     /// In records that cannot be read
     pub unreadable: u64,
     pub missing: Missing,
+    /// Received outside of the span that was asked for, and not looked at
+    pub passed_over: u64,
     /// Least and greatest time of the points that pass the filters, in the range or not
     pub times_ns: Option<(i64, i64)>,
 }
@@ -42,6 +44,7 @@ impl Totals {
         self.unreadable += more.unreadable;
         self.missing.removed += more.missing.removed;
         self.missing.damaged += more.missing.damaged;
+        self.passed_over += more.passed_over;
         self.times_ns = match (self.times_ns, more.times_ns) {
             (Some((a, b)), Some((c, d))) => Some((a.min(c), b.max(d))),
             (one, other) => one.or(other),
@@ -53,9 +56,10 @@ impl Totals {
         self.sent + self.rejected + self.dead_lettered
     }
 
-    fn fields(&self) -> [(&'static str, u64); 10] {
+    fn fields(&self) -> [(&'static str, u64); 11] {
         [
             ("read", self.read),
+            ("passed_over", self.passed_over),
             ("outside_range", self.outside),
             ("filtered", self.filtered),
             ("older_revisions", self.superseded),
@@ -81,6 +85,7 @@ impl Totals {
                 continue;
             }
             let word = match field {
+                "passed_over" => "passed over",
                 "outside_range" => "outside the range",
                 "older_revisions" => "older revisions",
                 "sent" if dry_run => "to be sent",
@@ -106,6 +111,15 @@ pub fn time(ns: i64) -> String {
 
 const LINE_EVERY: Duration = Duration::from_secs(5);
 const DRAW_EVERY: Duration = Duration::from_millis(100);
+
+/// For people: what a disk has to give.
+pub fn size(bytes: u64) -> String {
+    match bytes {
+        0..0x10_0000 => format!("{:.1} KiB", bytes as f64 / 1024.0),
+        0x10_0000..0x4000_0000 => format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20)),
+        _ => format!("{:.1} GiB", bytes as f64 / f64::from(1 << 30)),
+    }
+}
 
 /// A bar on a terminal, else a line now and then; both on standard error.
 pub struct Progress {
@@ -186,6 +200,13 @@ mod tests {
         let rest = ", 8 to be sent, 0 rejected, 0 dead-lettered, 3 removed by retention meanwhile, 1 damaged";
         assert!(totals.sentence(true).ends_with(rest), "{}", totals.sentence(true));
         assert_eq!(totals.json()["removed_meanwhile"], 3);
+    }
+
+    #[test]
+    fn sizes_are_shown_in_the_unit_they_fill() {
+        for (bytes, shown) in [(0, "0.0 KiB"), (4096, "4.0 KiB"), (3 << 19, "1.5 MiB"), (5 << 31, "10.0 GiB")] {
+            assert_eq!(size(bytes), shown);
+        }
     }
 
     #[test]

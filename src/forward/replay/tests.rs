@@ -41,9 +41,12 @@ struct TestLog {
 
 impl TestLog {
     fn new(log_id: u32) -> TestLog {
+        TestLog::sized(log_id, SEGMENT_BYTES, 8 << 10)
+    }
+
+    fn sized(log_id: u32, segment_bytes: u64, block_bytes: usize) -> TestLog {
         let dir = tempfile::tempdir().expect("temporary directory");
-        let config =
-            WriterConfig { segment_bytes: SEGMENT_BYTES, block_bytes: 8 << 10, ..WriterConfig::new(log_id, NODE, 9) };
+        let config = WriterConfig { segment_bytes, block_bytes, ..WriterConfig::new(log_id, NODE, 9) };
         let log = BlockingLog::new(dir.path(), LogWriter::new(config, LogStart::empty()));
         TestLog { dir, log_id, log }
     }
@@ -184,6 +187,7 @@ struct Setup {
     sources: Vec<Source>,
     from_ns: i64,
     to_ns: i64,
+    received_ns: Option<std::ops::Range<i64>>,
     clients: Vec<String>,
     names: Vec<String>,
     rate: Option<u64>,
@@ -199,6 +203,7 @@ impl Setup {
             sources: logs.iter().map(|log| log.source()).collect(),
             from_ns: 0,
             to_ns: i64::MAX,
+            received_ns: None,
             clients: Vec::new(),
             names: Vec::new(),
             rate: None,
@@ -221,6 +226,7 @@ impl Setup {
             node_id: NODE,
             sources: self.sources,
             selection: Selection::new(self.from_ns..self.to_ns),
+            received_ns: self.received_ns,
             filter: Filter::new(&[], []).narrowed(&self.clients, &self.names),
             target: (!self.dry_run).then_some(target),
             rate: self.rate,
@@ -232,13 +238,14 @@ impl Setup {
         let parts = totals.outside + totals.filtered + totals.superseded + totals.chosen() + totals.unreadable;
         assert_eq!(parts, totals.read, "{totals:?}");
         let script = std::mem::take(&mut *self.script.lock().expect("no panic"));
-        Ran { outcome, totals, places: replay.places(), script }
+        Ran { outcome, totals, read_bytes: replay.read_bytes(), places: replay.places(), script }
     }
 }
 
 struct Ran {
     outcome: Outcome,
     totals: Totals,
+    read_bytes: u64,
     places: Vec<(u32, u64)>,
     script: Script,
 }
@@ -297,6 +304,76 @@ fn the_points_of_the_range_and_the_filters_go_and_all_others_are_counted() {
             assert_eq!((ran.outcome, t.missing), (Outcome::Done, Missing::default()));
         }
     }
+}
+
+const BLOCKS: u64 = 120;
+const BLOCK_POINTS: u64 = 5000;
+const BLOCK_EVERY_S: i64 = 60;
+
+/// Blocks of some pages each in several segments, received in two hours. The time of a point is its number: far from that of its receipt.
+fn log_of_two_hours() -> TestLog {
+    let mut log = TestLog::sized(0, 512 << 10, 128 << 10);
+    for n in 0..BLOCKS {
+        let points: Vec<_> =
+            (0..BLOCK_POINTS).map(|point| (point as u32 % 3, (BLOCK_POINTS * n + point) as i64)).collect();
+        log.block(BLOCK_EVERY_S * n as i64, &points);
+    }
+    log
+}
+
+#[test]
+fn a_span_of_receipt_reads_less_and_sends_every_point_that_was_received_in_it() {
+    let log = log_of_two_hours();
+    let all = Setup::of(&[&log]).run();
+    let points = BLOCKS * BLOCK_POINTS;
+    assert_eq!((all.totals.sent, all.totals.passed_over), (points, 0));
+    for (from_s, to_s) in [(0, 1), (3000, 3600), (3601, 3602), (7000, 9000), (-500, 200), (0, 9000), (9000, 9500)] {
+        let received_ns = Some(STAMP_NS + from_s * 1_000_000_000..STAMP_NS + to_s * 1_000_000_000);
+        let ran = Setup { received_ns: received_ns.clone(), ..Setup::of(&[&log]) }.run();
+        let t = ran.totals;
+        assert_eq!((t.read + t.passed_over, t.missing), (points, Missing::default()), "{from_s}..{to_s}");
+        let sent = ran.sorted(0);
+        let wanted = (0..BLOCKS).filter(|n| (from_s..to_s).contains(&(BLOCK_EVERY_S * *n as i64)));
+        for number in wanted.flat_map(|n| BLOCK_POINTS * n..BLOCK_POINTS * (n + 1)) {
+            assert!(sent.binary_search(&number).is_ok(), "{number} of {from_s}..{to_s}");
+        }
+        if to_s - from_s < 1000 {
+            println!("{from_s}..{to_s} s: {} of {} bytes", ran.read_bytes, all.read_bytes);
+            assert!(3 * ran.read_bytes < 2 * all.read_bytes, "{} of {} bytes", ran.read_bytes, all.read_bytes);
+            let within_a_minute = ((to_s - from_s + 120) / BLOCK_EVERY_S + 2) as u64;
+            assert!(sent.len() as u64 <= within_a_minute * BLOCK_POINTS, "{} points", sent.len());
+        }
+        // The range chooses among them as ever.
+        let range = 50..points - 50;
+        let (from_ns, to_ns) = (range.start as i64, range.end as i64);
+        let narrowed = Setup { received_ns, from_ns, to_ns, ..Setup::of(&[&log]) }.run();
+        assert_eq!(narrowed.sorted(0), sent.into_iter().filter(|number| range.contains(number)).collect::<Vec<_>>());
+        assert_eq!(narrowed.read_bytes, ran.read_bytes);
+    }
+}
+
+#[test]
+fn what_is_passed_over_hides_no_damage_that_would_cost_a_point_and_no_later_revision() {
+    use std::os::unix::fs::FileExt;
+    let log = log_of_two_hours();
+    let segments = list_segments(log.dir.path()).expect("listed");
+    assert!(segments.len() > 3, "{} segments", segments.len());
+    let file = std::fs::OpenOptions::new().write(true).open(&segments[0].1).expect("opened");
+    // A header: what follows cannot be told from headers, and is read.
+    file.write_all_at(b"damage", PAGE_BYTES as u64 + 40).expect("written");
+    file.sync_all().expect("flushed");
+    let received_ns = Some(STAMP_NS..STAMP_NS + 1_000_000_000);
+    let t = Setup { received_ns: received_ns.clone(), ..Setup::of(&[&log]) }.run().totals;
+    assert!(t.missing.damaged > 0 && t.passed_over > 0 && t.sent > 100, "{t:?}");
+    assert_eq!(t.read + t.passed_over + t.missing.damaged, BLOCKS * BLOCK_POINTS);
+
+    let mut log = TestLog::new(AGGREGATE_LOG_ID);
+    log.window(0, 0, 0);
+    log.window(0, 10, 0);
+    log.window(9000, 0, 1);
+    let ran = Setup { received_ns, ..Setup::of(&[&log]) }.run();
+    let t = ran.totals;
+    assert_eq!((t.sent, t.superseded, t.passed_over), (1, 1, 1), "the older revision must not replace the later one");
 }
 
 #[test]
