@@ -15,6 +15,7 @@ mod hurry;
 mod letters;
 mod native;
 mod producer;
+mod refusal;
 mod render;
 pub mod settings;
 pub mod topic;
@@ -34,6 +35,7 @@ use flight::{Blame, Failed, Flight, Trouble};
 use hurry::Hurry;
 pub use letters::LetterBox;
 use producer::{Form, NotTaken, Outbound, Producer, Reports};
+use refusal::Standing;
 pub use render::KeyBy;
 use render::Renderer;
 pub use settings::Settings;
@@ -78,6 +80,7 @@ pub struct KafkaSink {
     /// The topic that the trouble is about
     trouble_topic: String,
     reports: Reports,
+    refused: Standing,
     hurry: Hurry,
 }
 
@@ -99,6 +102,7 @@ impl KafkaSink {
             bytes_in_flight: 0,
             trouble_topic: String::new(),
             reports: Reports::default(),
+            refused: Standing::default(),
             hurry: Hurry::new(Instant::now()),
         }
     }
@@ -111,7 +115,9 @@ impl KafkaSink {
         if self.producer.is_none() {
             let made = self.settings.client_now().and_then(|client| {
                 let made = Producer::new(&client, &self.name, self.flight.mode());
-                made.map_err(|error| format!("the Kafka client cannot be made: {error}; see the sink's properties"))
+                made.map_err(|error| {
+                    format!("the Kafka client cannot be made: {error}; see the sink's tls settings and properties")
+                })
             });
             self.producer = Some(made.map_err(|message| SinkFailed { message, held: true, retry_after: None })?);
         }
@@ -191,8 +197,14 @@ impl KafkaSink {
         for _ in 0..REPORTS_A_TURN {
             self.reports.clear();
             producer.poll(wait, &mut self.reports);
+            if let Some(refusal) = self.reports.refusal.take() {
+                self.refused.heard(refusal, Instant::now());
+            }
             if self.reports.is_empty() {
                 break;
+            }
+            if !self.reports.delivered.is_empty() {
+                self.refused.clear();
             }
             wait = Duration::ZERO;
             self.hurry.moved(Instant::now());
@@ -277,6 +289,13 @@ impl KafkaSink {
         SinkFailed { message, held: trouble.blame == Blame::Operator, retry_after }
     }
 
+    /// Nothing will come of what is on its way with this client.
+    fn held_by_refusal(&self) -> Option<SinkFailed> {
+        let waiting_since = self.bytes.front().map(|&(_, _, handed_over)| handed_over);
+        let refusal = self.refused.holds(waiting_since, Instant::now())?;
+        Some(SinkFailed { message: refusal.message.clone(), held: true, retry_after: None })
+    }
+
     /// What is on its way is given up; the thread that ends librdkafka's own is not waited for.
     fn end_producer(&mut self) {
         let Some(producer) = self.producer.take() else { return };
@@ -313,6 +332,9 @@ impl Sink for KafkaSink {
         if let Some(trouble) = self.flight.trouble().cloned() {
             return Err(self.failure(&trouble));
         }
+        if let Some(held) = self.held_by_refusal() {
+            return Err(held);
+        }
         if let (Some(producer), false, false) = (&self.producer, self.flight.is_empty(), self.flight.is_singly())
             && let Some(within) = self.hurry.due(Instant::now(), self.has_room())
         {
@@ -348,6 +370,9 @@ impl Sink for KafkaSink {
             if self.flight.is_empty() {
                 return Ok(());
             }
+            if let Some(held) = self.held_by_refusal() {
+                return Err(held);
+            }
             if left.is_zero() {
                 return Err(SinkFailed::retry(format!(
                     "{} records were not acknowledged in time",
@@ -363,5 +388,6 @@ impl Sink for KafkaSink {
         self.bytes.clear();
         self.bytes_in_flight = 0;
         self.reports.clear();
+        self.refused.clear();
     }
 }

@@ -18,6 +18,7 @@ use rdkafka::types::RDKafkaErrorCode as Code;
 use super::flight::{Mode, Ticket};
 pub use super::native::Form;
 use super::native::{self, HEADERS_MAX, Outgoing, Topic};
+use super::refusal::{self, Refusal};
 
 /// What the delivery reports said since they were last taken.
 #[derive(Default)]
@@ -27,6 +28,8 @@ pub struct Reports {
     /// The same one by one, when records go singly
     pub singly: Vec<Ticket>,
     pub failed: Vec<FailedRecord>,
+    /// The client as a whole is refused: the last one heard
+    pub refusal: Option<Refusal>,
 }
 
 /// A record that did not get there, as librdkafka hands it back.
@@ -44,6 +47,7 @@ pub struct FailedRecord {
 }
 
 impl Reports {
+    /// No record was reported.
     pub fn is_empty(&self) -> bool {
         self.delivered.is_empty() && self.failed.is_empty()
     }
@@ -51,6 +55,7 @@ impl Reports {
         self.delivered.clear();
         self.singly.clear();
         self.failed.clear();
+        self.refusal = None;
     }
 }
 
@@ -77,7 +82,18 @@ impl ClientContext for Context {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        tracing::warn!(sink = %self.sink, "Kafka cannot be reached, records wait in the log: {error}: {reason}");
+        let code = error.rdkafka_error_code().unwrap_or(Code::Fail);
+        if let Some(refusal) = Refusal::of(code, reason) {
+            tracing::debug!(sink = %self.sink, "{}", refusal.message);
+            self.reports.lock().expect("nobody panics with the reports in hand").refusal = Some(refusal);
+            return;
+        }
+        tracing::warn!(
+            cause = "kafka_away",
+            sink = %self.sink,
+            "Kafka cannot be reached, records wait in the log: {error}: {reason}{}",
+            refusal::advice(reason)
+        );
     }
 }
 
