@@ -46,13 +46,27 @@ impl Refusal {
     }
 }
 
-/// What may help with an error that passes by itself most times; begins with "; ", or is empty.
-pub fn advice(reason: &str) -> &'static str {
+/// What this client does after connecting.
+#[derive(Clone, Copy, Debug)]
+pub struct Way {
+    pub tls: bool,
+    pub login: bool,
+}
+
+/// What may help with an error that passes by itself most times; begins with "; ", or is empty. A port of the wrong kind
+/// shows by when the broker hangs up: librdkafka's own hints are lost on their way (2.12 looks for the word "Disconnected" in
+/// a format string).
+pub fn advice(reason: &str, way: Way) -> &'static str {
+    let hung_up_in = |state: &str| {
+        let (_, after) = reason.split_once("Disconnected")?.1.split_once("(after ")?;
+        let (ms, rest) = after.split_once("ms in state ")?;
+        (rest.starts_with(state)).then(|| ms.parse::<u64>().ok())?
+    };
     if reason.contains("connecting to a PLAINTEXT broker listener") {
         "; if that port does not speak TLS, correct the port in brokers or set the sink's tls = false"
-    } else if reason.contains("connecting to a SSL listener") {
+    } else if !way.tls && hung_up_in("APIVERSION_QUERY").is_some() {
         "; if that port speaks TLS, set the sink's tls = true"
-    } else if reason.contains("might require SASL authentication") {
+    } else if !way.login && hung_up_in("UP").is_some_and(|ms| ms < 2000) {
         "; if that port asks for a login, set the sink's sasl, username and password_file"
     } else {
         ""
@@ -113,6 +127,34 @@ mod tests {
                     assert!(message.contains(part) && message.contains(reason), "{message}");
                 }
             }
+        }
+    }
+
+    #[test]
+    fn a_port_of_the_wrong_kind_shows_by_when_the_broker_hangs_up() {
+        let hung_up = |state: &str| format!("k:9092/bootstrap: Disconnected (after {state})");
+        let (plain, tls) = (Way { tls: false, login: false }, Way { tls: true, login: false });
+        let login = Way { tls: true, login: true };
+        for (reason, way, expected) in [
+            (
+                "SSL handshake failed: Disconnected: connecting to a PLAINTEXT broker listener? (after 1ms)",
+                tls,
+                "tls = false",
+            ),
+            (&hung_up("2ms in state APIVERSION_QUERY"), plain, "tls = true"),
+            (&hung_up("2ms in state APIVERSION_QUERY, 3 identical error(s) suppressed"), plain, "tls = true"),
+            (&hung_up("2ms in state APIVERSION_QUERY"), tls, ""),
+            (&hung_up("3ms in state UP"), tls, "sasl"),
+            (&hung_up("3ms in state UP"), login, ""),
+            (&hung_up("600000ms in state UP"), plain, ""),
+            (
+                "k:9092/1: Connect to ipv4#127.0.0.1:9092 failed: Connection refused (after 0ms in state CONNECT)",
+                plain,
+                "",
+            ),
+        ] {
+            let found = advice(reason, way);
+            assert!(found.contains(expected) && found.is_empty() == expected.is_empty(), "{reason}: {found}");
         }
     }
 
