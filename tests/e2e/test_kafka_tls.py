@@ -145,6 +145,8 @@ def test_every_way_in_and_every_refusal(make_server, tmp_path, kafka, authority,
     mended_by_restart = {
         "other-host": (tls | {"brokers": kafka.at("ELSEWHERE")}, "held",
                        ["certificate of Kafka's broker is not accepted", "host name"], {"brokers": kafka.at("TLS")}),
+        "mechanism": (scram | {"brokers": kafka.at("SCRAM"), "sasl": "plain", "password_file": file("mechanism", PASSWORD)},
+                      "held", ["refuses the sink's login", "sasl"], {"sasl": "scram-sha-512"}),
         "no-certificate": (tls | {"brokers": kafka.at("MUTUAL")}, "held",
                            ["refuses this client in the TLS handshake", "tls_certificate"],
                            {"tls_certificate": str(client.certificate), "tls_key": str(client.key)}),

@@ -459,3 +459,30 @@ pub fn send_again(settings: &Settings, entries: Vec<Entry>) -> Result<(u64, Vec<
     }
     Ok((sent, refused))
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::config::Config;
+
+    #[test]
+    fn tls_is_judged_with_the_configuration() {
+        let (http, https) = ("url = \"http://h:8086\"", "url = \"https://h:8086\"");
+        for (lines, expected) in [
+            (format!("{https}\ntls_ca = \"ca.pem\"\ntls_certificate = \"c.pem\"\ntls_key = \"c.key\""), ""),
+            (format!("{https}\ntls = true"), ""),
+            (format!("{http}\ntls = true"), "sink[0].tls: a sink of type \"influx\" speaks TLS when"),
+            (format!("{http}\ntls_ca = \"ca.pem\""), "sink[0].tls_ca: is for TLS, but the url"),
+            (format!("{https}\ntls_key = \"c.key\""), "sink[0].tls_key: tls_certificate and tls_key go together"),
+        ] {
+            let text = format!("[[sink]]\nname = \"i\"\ntype = \"influx\"\n{lines}\n");
+            let found: Vec<_> = match Config::parse(&text, "test") {
+                Ok(_) => Vec::new(),
+                Err(problems) => problems.list.into_iter().map(|p| format!("{}: {}", p.key, p.message)).collect(),
+            };
+            match expected {
+                "" => assert!(found.is_empty(), "{lines}: {found:?}"),
+                _ => assert!(found.len() == 1 && found[0].starts_with(expected), "{lines}: {found:?}"),
+            }
+        }
+    }
+}
