@@ -166,15 +166,16 @@ def test_verify_reads_influxdb_over_https(make_server, tmp_path, influxdb, autho
     assert done.returncode == 0, done
     server = start(make_server, {"good": common})
     ledger = tmp_path / "sent.ledger"
-    sent = loadgen("run", "--quiet", "--target", f"http://127.0.0.1:{server.ingest_port}", "--ledger", ledger, "--closed",
-                   "--requests", "20", "--batch", "50")
+    sent = loadgen("run", "--quiet", "--target", f"http://127.0.0.1:{server.ingest_port}", "--ledger", ledger,
+                   "--rate", "50", "--duration", "1s", "--batch", "20")
     assert sent.returncode == 0, sent
     eventually(lambda: waiting(server, "good") == 0, 60, lambda: server.log_tail())
     environment = server.environment | {"INFLUX_USERNAME": USER, "INFLUX_PASSWORD": PASSWORD}
     source = ["--influx", influxdb.url]
     refused = loadgen("verify", "--ledger", ledger, *source, env=environment)
     assert refused.returncode != 0 and "certificate" in refused.stderr, refused
-    verify(ledger, *source, "--influx-tls-ca", authority.certificate, env=environment)
+    verdicts = verify(ledger, *source, "--influx-tls-ca", authority.certificate, env=environment)
+    assert verdicts["points in InfluxDB"]["points found and sent"] == 1000
 
 
 def test_a_server_that_asks_for_a_certificate(make_server, tmp_path, scripted, authority, stranger):
