@@ -304,9 +304,15 @@ pub struct InfluxInitArgs {
     /// File with a token
     #[arg(long, value_name = "FILE", conflicts_with = "username")]
     pub token_file: Option<PathBuf>,
-    /// Certificates to trust, PEM
+    /// Certificates to trust instead of Mozilla's list, PEM
     #[arg(long, value_name = "FILE")]
     pub tls_ca: Option<PathBuf>,
+    /// Own certificate, where the server asks for one, PEM
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    pub tls_certificate: Option<PathBuf>,
+    /// Its key, PEM
+    #[arg(long, value_name = "FILE", requires = "tls_certificate")]
+    pub tls_key: Option<PathBuf>,
     /// Show what would be done, and do nothing
     #[arg(long)]
     pub dry_run: bool,

@@ -51,7 +51,7 @@ enum Command {
     #[command(after_help = objective::help_after(RUN_EXAMPLES))]
     Run(Box<run::Args>),
     Sweep(Box<sweep::Args>),
-    Verify(verify::Args),
+    Verify(Box<verify::Args>),
     Merge(merge::Args),
     Report(report::Args),
     NullServer(null_server::Args),
@@ -61,7 +61,7 @@ fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Run(args) => run::run(*args),
         Command::Sweep(args) => sweep::run(*args),
-        Command::Verify(args) => verify::run(args),
+        Command::Verify(args) => verify::run(*args),
         Command::Merge(args) => merge::run(args),
         Command::Report(args) => report::run(args),
         Command::NullServer(args) => null_server::run(args),

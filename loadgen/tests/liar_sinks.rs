@@ -167,7 +167,7 @@ fn influx_windows(liar: &Liar, schema: Schema) -> Vec<Value> {
 }
 
 fn target(url: &str, schema: Schema) -> Target<'_> {
-    Target { url, database: "metrics", retention_policy: "raw", schema, credentials: None }
+    Target { url, database: "metrics", retention_policy: "raw", schema, credentials: None, tls_ca: None }
 }
 
 fn catch(lie: Lie) {

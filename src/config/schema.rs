@@ -554,22 +554,22 @@ section! {
         batch_bytes_max: ByteSize = ByteSize::kib(976), in ByteSize::kib(1), ByteSize::mib(16);
         /// Kafka: memory for records that are not acknowledged yet, give or take some MiB.
         in_flight_bytes_max: ByteSize = ByteSize::mib(64), in ByteSize::mib(1), ByteSize::gib(1);
-        /// Kafka: whether to speak TLS. Only in builds with the cargo feature kafka-tls.
+        /// Kafka: whether to speak TLS. (Influx speaks it when its url begins with https://.)
         tls: bool = false;
         /// Kafka, Influx: the certificate authority that the servers' certificates come from (PEM). When not set, the system's
-        /// (Kafka) or Mozilla's list (Influx).
+        /// list (Kafka) or Mozilla's (Influx). This file and the next two are read again whenever the client is made anew.
         tls_ca: Option<PathBuf> = None, like Some(PathBuf::from("/etc/metricstream/kafka-ca.pem"));
-        /// Kafka: this client's own certificate (PEM), where brokers ask for one.
+        /// Kafka, Influx: this client's own certificate (PEM), where servers ask for one.
         tls_certificate: Option<PathBuf> = None, like Some(PathBuf::from("/etc/metricstream/kafka.pem"));
-        /// Kafka: the key of tls_certificate (PEM).
+        /// Kafka, Influx: the key of tls_certificate (PEM).
         tls_key: Option<PathBuf> = None, like Some(PathBuf::from("/etc/metricstream/kafka.key"));
-        /// Kafka: how the client proves who it is. SCRAM only in builds with the cargo feature kafka-tls.
+        /// Kafka: how the client proves who it is. "plain" sends the password as it is: use it with tls.
         sasl: KafkaSasl = KafkaSasl::None;
         /// Kafka, Influx: the user's name; for Kafka with sasl.
         username: String = String::new(), like "metricstream".to_owned();
         /// Kafka, Influx: a file that holds the password; whitespace around it is cut off. A relative path counts from
         /// $CREDENTIALS_DIRECTORY (systemd's LoadCredential) when that is set, else from the working directory. Read again
-        /// whenever the client is made anew.
+        /// whenever the client is made anew: at a start, and at every try after the server has refused it.
         password_file: Option<PathBuf> = None, like Some(PathBuf::from("kafka.password"));
         /// Kafka: more properties of librdkafka by their own names (its CONFIGURATION.md). Those that delivery depends on
         /// are refused.

@@ -27,6 +27,7 @@ bind-address = "127.0.0.1:{rpc}"
   log-enabled = false
   auth-enabled = {auth}
   max-body-size = {body_max}
+{https}
 [monitor]
   store-enabled = false
 [continuous_queries]
@@ -34,16 +35,20 @@ bind-address = "127.0.0.1:{rpc}"
   run-interval = "1s"
 """
 
-    def __init__(self, directory, auth=False, body_max=25_000_000):
+    def __init__(self, directory, auth=False, body_max=25_000_000, tls=None, trusted=None):
+        """`tls`: a certificate and key (certificates.Pair) for https, and `trusted` the file of their authority."""
         self.directory = Path(directory)
         self.directory.mkdir(parents=True, exist_ok=True)
         self.port, self.rpc_port = free_ports(2)
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.url = f"{'https' if tls else 'http'}://127.0.0.1:{self.port}"
+        https = (f'  https-enabled = true\n  https-certificate = "{tls.certificate}"\n  https-private-key = "{tls.key}"'
+                 if tls else "")
         self.config = self.directory / "influxdb.conf"
-        self.settings = {"auth": str(auth).lower(), "body_max": body_max}
+        self.settings = {"auth": str(auth).lower(), "body_max": body_max, "https": https}
         self.process = None
         self.session = requests.Session()
         self.session.trust_env = False
+        self.session.verify = str(trusted) if trusted else True
 
     def start(self):
         self.config.write_text(self.CONFIG.format(dir=self.directory, port=self.port, rpc=self.rpc_port,

@@ -53,19 +53,23 @@ class Record:
 
 
 class Node:
-    def __init__(self, directory, number, ports, voters, nodes, settings):
+    def __init__(self, directory, number, ports, voters, nodes, listeners, settings):
         self.directory, self.number, self.port = directory, number, ports[0]
+        self.ports = dict(zip(listeners, ports[2:]))
         self.process = None
         self.starts = 0
         directory.mkdir(parents=True)
         (directory / "log4j2.properties").write_text(LOG4J)
         replicas = min(nodes, 3)
+        protocols = {"PLAINTEXT": "PLAINTEXT", "CONTROLLER": "PLAINTEXT"} | listeners
+        reached = "".join(f",{name}://127.0.0.1:{port}" for name, port in self.ports.items())
         values = {
             "process.roles": "broker,controller",
             "node.id": number,
             "controller.quorum.voters": voters,
-            "listeners": f"PLAINTEXT://127.0.0.1:{ports[0]},CONTROLLER://127.0.0.1:{ports[1]}",
-            "advertised.listeners": f"PLAINTEXT://127.0.0.1:{ports[0]}",
+            "listeners": f"PLAINTEXT://127.0.0.1:{ports[0]},CONTROLLER://127.0.0.1:{ports[1]}{reached}",
+            "advertised.listeners": f"PLAINTEXT://127.0.0.1:{ports[0]}{reached}",
+            "listener.security.protocol.map": ",".join(":".join(pair) for pair in protocols.items()),
             "controller.listener.names": "CONTROLLER",
             "log.dirs": directory / "log",
             "offsets.topic.replication.factor": replicas,
@@ -116,17 +120,23 @@ class Node:
 
 
 class Kafka:
-    def __init__(self, directory, nodes=1, **settings):
+    def __init__(self, directory, nodes=1, listeners=None, **settings):
+        """`listeners`: more of them, as {NAME: security protocol}; each is on a port of its own."""
         self.directory = Path(directory)
-        ports = [free_ports(2) for _ in range(nodes)]
+        listeners = listeners or {}
+        ports = [free_ports(2 + len(listeners)) for _ in range(nodes)]
         voters = ",".join(f"{n + 1}@127.0.0.1:{ports[n][1]}" for n in range(nodes))
-        self.nodes = [Node(self.directory / f"node-{n + 1}", n + 1, ports[n], voters, nodes, settings)
+        self.nodes = [Node(self.directory / f"node-{n + 1}", n + 1, ports[n], voters, nodes, listeners, settings)
                       for n in range(nodes)]
         self._admin = None
 
     @property
     def brokers(self):
         return [f"127.0.0.1:{node.port}" for node in self.nodes]
+
+    def at(self, listener):
+        """The brokers of one of the further listeners."""
+        return [f"127.0.0.1:{node.ports[listener]}" for node in self.nodes]
 
     def start(self):
         for node in self.nodes:

@@ -27,17 +27,17 @@ def reply(status, text="", **headers):
 
 
 class ScriptedServer:
-    """`answer(request)` gives a status, `reply(..)`, RESET, HANG or HALF."""
+    """`answer(request)` gives a status, `reply(..)`, RESET, HANG or HALF. `tls`: an ssl.SSLContext for https."""
 
-    def __init__(self, answer):
-        self.answer = answer
+    def __init__(self, answer, tls=None):
+        self.answer, self.tls = answer, tls
         self.requests = []
         self.connections = 0
         self.released = threading.Event()
         self.lock = threading.Lock()
         self.listener = socket.create_server(("127.0.0.1", 0), backlog=64)
         self.port = self.listener.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.url = f"{'https' if tls else 'http'}://127.0.0.1:{self.port}"
         threading.Thread(target=self._accept, daemon=True).start()
 
     def close(self):
@@ -55,6 +55,12 @@ class ScriptedServer:
             threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
 
     def _serve(self, connection):
+        if self.tls:
+            try:
+                connection = self.tls.wrap_socket(connection, server_side=True)
+            except OSError:  # of which ssl.SSLError is one: who calls is not let in
+                connection.close()
+                return
         reader = connection.makefile("rb")
         try:
             while True:

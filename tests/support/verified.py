@@ -13,9 +13,9 @@ def loadgen(*arguments, timeout=120, **more):
     return subprocess.run([path, *map(str, arguments)], capture_output=True, text=True, timeout=timeout, **more)
 
 
-def verify(ledger, *arguments, timeout=300):
+def verify(ledger, *arguments, timeout=300, **more):
     """The verdicts by what was compared; fails unless all are equal."""
-    done = loadgen("verify", "--json", "--ledger", ledger, *arguments, timeout=timeout)
+    done = loadgen("verify", "--json", "--ledger", ledger, *arguments, timeout=timeout, **more)
     assert done.returncode == 0, f"exit {done.returncode}\n{done.stdout[-6000:]}\n{done.stderr[-2000:]}"
     return {verdict["comparison"]: {total["name"]: total["count"] for total in verdict["totals"]}
             for verdict in json.loads(done.stdout)}

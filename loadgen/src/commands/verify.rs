@@ -65,6 +65,10 @@ pub struct Args {
     #[arg(long, value_name = "NAME", default_value = "metrics")]
     influx_database: String,
 
+    /// Certificates to trust instead of Mozilla's list, PEM: for URLs that begin with https://
+    #[arg(long, value_name = "FILE")]
+    influx_tls_ca: Option<PathBuf>,
+
     /// The retention policy of raw points
     #[arg(long, value_name = "NAME", default_value = "raw")]
     influx_policy: String,
@@ -153,6 +157,7 @@ pub fn run(args: Args) -> Outcome {
         retention_policy,
         schema: args.influx_schema,
         credentials: credentials.clone(),
+        tls_ca: args.influx_tls_ca.as_deref(),
     };
     if let Some(url) = &args.influx {
         verdicts.push(influx::compare_points(&expected, &options, &target(url, &args.influx_policy))?);

@@ -10,10 +10,12 @@
 //! marks of what was unchecked: where repeats may have been counted, compare windows in Kafka or by the listener.
 
 use std::io::BufReader;
+use std::path::Path;
 
 use base64::Engine;
 use serde::Deserialize;
 use serde_json::value::RawValue;
+use ureq::tls::{PemItem, RootCerts, TlsConfig};
 
 use super::Options;
 use super::expected::Expected;
@@ -46,6 +48,8 @@ pub struct Target<'a> {
     pub schema: Schema,
     /// Name and password
     pub credentials: Option<(String, String)>,
+    /// A PEM file: certificates to trust instead of Mozilla's list
+    pub tls_ca: Option<&'a Path>,
 }
 
 /// What each line of a chunked answer is.
@@ -197,6 +201,24 @@ fn integer(text: &str) -> Result<i64, String> {
 }
 
 impl Target<'_> {
+    fn agent(&self) -> Result<ureq::Agent, String> {
+        let mut tls = TlsConfig::builder();
+        if let Some(path) = self.tls_ca {
+            let pem = std::fs::read(path).map_err(|error| format!("{} cannot be read: {error}", path.display()))?;
+            let certificates: Vec<_> = ureq::tls::parse_pem(&pem)
+                .filter_map(|item| match item {
+                    Ok(PemItem::Certificate(certificate)) => Some(certificate),
+                    _ => None,
+                })
+                .collect();
+            if certificates.is_empty() {
+                return Err(format!("{} holds no PEM certificate", path.display()));
+            }
+            tls = tls.root_certs(RootCerts::new_with_certs(&certificates));
+        }
+        Ok(ureq::Agent::config_builder().tls_config(tls.build()).build().into())
+    }
+
     /// Asks for `fields` of the measurement that the platform's schema has, or of all; gives each series as often as it has
     /// chunks.
     fn for_each_series(
@@ -213,7 +235,10 @@ impl Target<'_> {
         let statement = format!("SELECT {fields} FROM {database}.{policy}.{measurement} GROUP BY *");
         let url = format!("{}/query", self.url.trim_end_matches('/'));
         let failed = |what: String| Failure(format!("InfluxDB at {url} cannot be read by `{statement}`: {what}"));
-        let mut request = ureq::get(&url)
+        let mut request = self
+            .agent()
+            .map_err(failed)?
+            .get(&url)
             .config()
             .http_status_as_error(false)
             .build()

@@ -4,9 +4,11 @@
 //! |---|---|
 //! | 204 | written |
 //! | 400 `partial write: .. dropped=N` | written but for N points, which the server refuses for good |
+//! | 400 of a port that speaks TLS | an operator has to write https:// |
 //! | 400 otherwise, 422 | some line in it is bad: find it |
 //! | 413 | too large: halve |
 //! | 401, 403, 404, other 2xx, 3xx and 4xx | an operator has to change something: hold |
+//! | a TLS handshake that comes to nothing | the same |
 //! | 408, 429, 5xx | later, `Retry-After` at the earliest |
 //! | no answer, half an answer, none in time | later |
 
@@ -25,6 +27,8 @@ pub enum Heard {
     },
     /// No connection, a reset, half an answer, none in time: one clause that says which
     Nothing { why: String, timeout: bool },
+    /// The two sides do not come together in TLS, and waiting does not help: a sentence that says what to do
+    NoTls { why: String },
 }
 
 /// What it means for the lines that were sent.
@@ -111,10 +115,17 @@ const REASON_BYTES_MAX: usize = 300;
 pub fn judge(heard: &Heard, now: SystemTime) -> Verdict {
     let (status, text, retry_after) = match heard {
         Heard::Nothing { why, .. } => return Verdict::Later { reason: why.clone(), retry_after: None },
+        Heard::NoTls { why } => return Verdict::Held { reason: why.clone() },
         Heard::Answer { status, text, retry_after } => (*status, message(text), retry_after),
     };
     match status {
         204 => Verdict::Written,
+        // As Go's servers and nginx answer plain HTTP: no line is to blame.
+        400 if text.contains("HTTP request to an HTTPS server")
+            || text.contains("HTTP request was sent to HTTPS port") =>
+        {
+            Verdict::Held { reason: format!("{status} {text} Write https:// in the URL.") }
+        }
         400 | 422 => match dropped(&text) {
             // InfluxDB 1.x says so when lines could not be parsed: `dropped=0`, and the lines are not there. They are known
             // when they are sent alone.
@@ -219,6 +230,12 @@ mod tests {
             (400, "{\"code\":\"invalid\",\"message\":\"no\",\"line\":7}", None, bad("no")),
             (422, "{\"code\":\"unprocessable entity\",\"message\":\"no\"}", None, bad("no")),
             (400, "", None, bad("")),
+            (
+                400,
+                "Client sent an HTTP request to an HTTPS server.\n",
+                None,
+                held("400 Client sent an HTTP request to an HTTPS server. Write https:// in the URL."),
+            ),
             (413, "", None, Verdict::TooLarge { reason: "413 ".into() }),
             (401, &quoted("authorization failed"), None, held("401 authorization failed")),
             (403, &quoted("no rights"), None, held("403 no rights")),
@@ -238,6 +255,8 @@ mod tests {
         }
         let nothing = Heard::Nothing { why: "connection reset".into(), timeout: false };
         assert_eq!(judge(&nothing, SystemTime::now()), later("connection reset", None));
+        let no_tls = Heard::NoTls { why: "who are you".into() };
+        assert_eq!(judge(&no_tls, SystemTime::now()), held("who are you"));
     }
 
     #[test]

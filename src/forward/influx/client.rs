@@ -4,11 +4,10 @@
 //! are not used: where points go is what the configuration says.
 
 use super::answer::Heard;
+use super::tls::{self, TlsFiles};
 use std::io::Read;
-use std::path::Path;
 use std::time::Duration;
 use ureq::Agent;
-use ureq::tls::{Certificate, RootCerts, TlsConfig};
 
 /// Which of InfluxDB's write APIs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -88,28 +87,13 @@ const ANSWER_BYTES_MAX: u64 = 1 << 20;
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
 
 impl Client {
-    /// `ca_file`: PEM certificates to trust instead of Mozilla's.
+    /// Errors are one sentence: about the files.
     pub fn new(
         connections: usize,
         within: Duration,
         authorization: Option<String>,
-        ca_file: Option<&Path>,
+        tls: &TlsFiles,
     ) -> Result<Client, String> {
-        let mut tls = TlsConfig::builder();
-        if let Some(path) = ca_file {
-            let pem = std::fs::read(path).map_err(|error| format!("{} cannot be read: {error}", path.display()))?;
-            let certificates = ureq::tls::parse_pem(&pem)
-                .filter_map(|item| match item {
-                    Ok(ureq::tls::PemItem::Certificate(certificate)) => Some(Ok(certificate)),
-                    Ok(_) => None,
-                    Err(error) => Some(Err(error.to_string())),
-                })
-                .collect::<Result<Vec<Certificate<'static>>, String>>()?;
-            if certificates.is_empty() {
-                return Err(format!("{} holds no PEM certificate", path.display()));
-            }
-            tls = tls.root_certs(RootCerts::new_with_certs(&certificates));
-        }
         let agent = Agent::config_builder()
             .http_status_as_error(false)
             .max_redirects(0)
@@ -120,7 +104,7 @@ impl Client {
             .max_idle_connections(connections)
             .max_idle_connections_per_host(connections)
             .user_agent(concat!("metricstream/", env!("CARGO_PKG_VERSION")))
-            .tls_config(tls.build())
+            .tls_config(tls.config()?)
             .build()
             .into();
         Ok(Client { agent, authorization })
@@ -165,13 +149,14 @@ impl Client {
 }
 
 fn heard(answer: Result<ureq::http::Response<ureq::Body>, ureq::Error>) -> Heard {
-    let nothing = |error: &ureq::Error| Heard::Nothing {
-        why: error.to_string(),
-        timeout: matches!(error, ureq::Error::Timeout(_)),
-    };
     let mut answer = match answer {
         Ok(answer) => answer,
-        Err(error) => return nothing(&error),
+        Err(error) => {
+            return match tls::refusal(&error) {
+                Some(why) => Heard::NoTls { why },
+                None => Heard::Nothing { why: error.to_string(), timeout: matches!(error, ureq::Error::Timeout(_)) },
+            };
+        }
     };
     let header = |name: &str| answer.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
     let retry_after = header("retry-after");

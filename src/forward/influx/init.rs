@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use super::Credentials;
 use super::answer::Heard;
 use super::client::{Client, encoded};
+use super::tls::TlsFiles;
 use crate::args::{Exit, InfluxInitArgs};
 use crate::forward::line::MEASUREMENT;
 use std::time::Duration;
@@ -78,7 +79,9 @@ fn init(args: &InfluxInitArgs) -> Result<(), String> {
         password_file: args.password_file.clone(),
         token_file: args.token_file.clone(),
     };
-    let client = Client::new(1, REQUEST_WITHIN, credentials.header()?, args.tls_ca.as_deref())?;
+    let tls =
+        TlsFiles { ca: args.tls_ca.clone(), certificate: args.tls_certificate.clone(), key: args.tls_key.clone() };
+    let client = Client::new(1, REQUEST_WITHIN, credentials.header()?, &tls)?;
     let server = Server { client, url: args.url.trim_end_matches('/').to_owned() };
     let mut report = Report { dry_run: args.dry_run, made: 0, there: 0, differing: 0 };
     if args.api == "v1" {
@@ -137,6 +140,7 @@ impl Server {
     fn json(&self, heard: Heard) -> Result<Value, String> {
         match heard {
             Heard::Nothing { why, .. } => Err(format!("{} does not answer: {why}", self.url)),
+            Heard::NoTls { why } => Err(format!("{}: {why}", self.url)),
             Heard::Answer { status, text, .. } => {
                 let value: Value = serde_json::from_str(&text).unwrap_or(Value::Null);
                 let error = value.get("error").or_else(|| value.get("message")).and_then(Value::as_str);

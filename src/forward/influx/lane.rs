@@ -9,7 +9,7 @@ use std::sync::mpsc::{Receiver, Sender};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use super::answer::{self, Kind, Verdict};
+use super::answer::{self, Heard, Kind, Verdict};
 use super::client::Client;
 use super::delivery::{Action, Delivery, Fate};
 use crate::forward::breaker::{Admission, Permit};
@@ -84,7 +84,8 @@ pub struct Done {
 pub struct Shared {
     pub name: String,
     pub ids: Ids,
-    pub client: Client,
+    /// Made anew where the server refuses: somebody may have corrected a password or a certificate since
+    pub client_now: Box<dyn Fn() -> Result<Client, String> + Send + Sync>,
     /// Where raw points and windows go, for people
     pub labels: [String; 2],
     pub urls: [String; 2],
@@ -136,9 +137,10 @@ impl Shared {
 }
 
 /// Until the sink is gone.
-pub fn run(shared: &Shared, batches: &Receiver<Batch>, done: &Sender<Done>, seed: u64) {
+pub fn run(shared: &Shared, client: Client, batches: &Receiver<Batch>, done: &Sender<Done>, seed: u64) {
     let mut lane = Lane {
         shared,
+        client,
         later: Backoff::new(FIRST_WAIT, shared.retry_most, seed),
         hold: Backoff::new(FIRST_HOLD, shared.retry_most, !seed),
         body: Vec::new(),
@@ -154,6 +156,7 @@ pub fn run(shared: &Shared, batches: &Receiver<Batch>, done: &Sender<Done>, seed
 
 struct Lane<'a> {
     shared: &'a Shared,
+    client: Client,
     later: Backoff,
     hold: Backoff,
     /// Compressed
@@ -177,7 +180,7 @@ impl Lane<'_> {
                 compressed = Some(range.clone());
             }
             let body = if shared.gzip { &self.body } else { text };
-            let heard = shared.client.write(&shared.urls[batch.target], body, shared.gzip);
+            let heard = self.client.write(&shared.urls[batch.target], body, shared.gzip);
             let verdict = answer::judge(&heard, SystemTime::now());
             shared.calls.count(Kind::of(&verdict, &heard) as usize);
             shared.calls.sent_bytes.fetch_add(body.len() as u64, Ordering::Relaxed);
@@ -208,15 +211,22 @@ impl Lane<'_> {
                 Action::GoOn => {}
                 Action::SetAside { line, reason } => self.set_aside(batch, line, reason)?,
                 Action::Hold { reason } => {
+                    let init = match heard {
+                        Heard::Answer { .. } => "; `metricstream influx init` makes what is missing",
+                        Heard::Nothing { .. } | Heard::NoTls { .. } => "",
+                    };
                     tracing::error!(
                         cause = "influx_held",
                         sink = shared.name,
                         target = shared.labels[batch.target],
-                        "InfluxDB refuses until somebody acts: {reason}. The log keeps the points; `metricstream influx \
-                         init` makes what is missing"
+                        "InfluxDB refuses until somebody acts: {reason}. The log keeps the points{init}"
                     );
                     let wait = self.hold.failed(None);
                     self.pause(&shared.calls.held, wait.max(FIRST_HOLD / 2), batch)?;
+                    match (shared.client_now)() {
+                        Ok(client) => self.client = client,
+                        Err(message) => tracing::error!(cause = "influx_held", sink = shared.name, "{message}"),
+                    }
                 }
                 Action::Wait { reason, retry_after } => {
                     let wait = self.later.failed(retry_after).max(shared.calls.retry());

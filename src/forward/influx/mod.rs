@@ -10,6 +10,7 @@ pub mod client;
 pub mod delivery;
 pub mod init;
 mod lane;
+mod tls;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -28,6 +29,7 @@ use super::unit::{Item, Unit};
 use crate::config::{self, InfluxApi, InfluxSchema};
 use client::{Client, Target, authorization};
 use lane::{Batch, Done, Shared};
+use tls::TlsFiles;
 
 const QUEUED_BYTES_MAX: usize = 24 << 20;
 /// How soon answers are looked at while writes are in flight.
@@ -55,11 +57,18 @@ pub struct Settings {
     pub request_within: Duration,
     pub retry_most: Duration,
     pub credentials: Credentials,
-    pub tls_ca: Option<PathBuf>,
+    pub tls: TlsFiles,
     pub dead_letters: PathBuf,
 }
 
-/// Where the secrets are. Read when the sink begins, so that they are in no configuration that is printed.
+impl Settings {
+    /// With the secrets and certificates as they are now. Errors are one sentence.
+    fn client_now(&self, connections: usize) -> Result<Client, String> {
+        Client::new(connections, self.request_within, self.credentials.header()?, &self.tls)
+    }
+}
+
+/// Where the secrets are. Read whenever a client is made, so that they are in no configuration that is printed.
 #[derive(Clone, Debug, Default)]
 pub struct Credentials {
     pub username: String,
@@ -129,7 +138,11 @@ impl Settings {
                 password_file: sink.password_file.clone(),
                 token_file: sink.token_file.clone(),
             },
-            tls_ca: sink.tls_ca.clone(),
+            tls: TlsFiles {
+                ca: sink.tls_ca.clone(),
+                certificate: sink.tls_certificate.clone(),
+                key: sink.tls_key.clone(),
+            },
             dead_letters: dead_letters_dir(data_dir, &sink.name),
         }
     }
@@ -166,6 +179,17 @@ pub fn problems(sink: &config::Sink) -> Vec<(&'static str, String)> {
     }
     if sink.username.is_empty() && sink.password_file.is_some() {
         found.push(("username", "a password needs a username".to_owned()));
+    }
+    let is_https = sink.url.starts_with("https://");
+    let files = [("tls_ca", &sink.tls_ca), ("tls_certificate", &sink.tls_certificate), ("tls_key", &sink.tls_key)];
+    if let Some((key, _)) = files.iter().find(|(_, file)| file.is_some() && !is_https) {
+        found.push((key, "is for TLS, but the url does not begin with https://".to_owned()));
+    }
+    if sink.tls && !is_https {
+        found.push(("tls", "a sink of type \"influx\" speaks TLS when its url begins with https://".to_owned()));
+    }
+    if sink.tls_certificate.is_some() != sink.tls_key.is_some() {
+        found.push(("tls_key", "tls_certificate and tls_key go together".to_owned()));
     }
     found
 }
@@ -225,8 +249,7 @@ impl InfluxSink {
     fn start(&mut self) -> Result<(), SinkFailed> {
         let settings = &self.settings;
         let held = |message| SinkFailed { message, held: true, retry_after: None };
-        let header = settings.credentials.header().map_err(held)?;
-        let client = Client::new(settings.lanes, settings.request_within, header, settings.tls_ca.as_deref());
+        let client = settings.client_now(settings.lanes).map_err(held)?;
         let letters = DeadLetters::open(&settings.dead_letters, Bounds::default()).map_err(|error| {
             SinkFailed::retry(format!(
                 "the directory of dead letters {} cannot be used: {error}",
@@ -239,7 +262,10 @@ impl InfluxSink {
         let shared = Arc::new(Shared {
             name: settings.name.clone(),
             ids: self.ids.clone(),
-            client: client.map_err(held)?,
+            client_now: {
+                let settings = settings.clone();
+                Box::new(move || settings.client_now(1))
+            },
             labels: settings.targets.each_ref().map(Target::label),
             urls: settings.targets.each_ref().map(|target| target.write_url(&settings.url)),
             gzip: settings.gzip,
@@ -255,11 +281,11 @@ impl InfluxSink {
         let mut lanes = Vec::new();
         for n in 0..settings.lanes {
             let (batches, batches_end) = channel();
-            let (shared, done) = (shared.clone(), done.clone());
+            let (shared, client, done) = (shared.clone(), client.clone(), done.clone());
             let seed = crate::reducer::thread::wall_ns() as u64 ^ (n as u64) << 56;
             std::thread::Builder::new()
                 .name(format!("ms-influx-{n}"))
-                .spawn(move || lane::run(&shared, &batches_end, &done, seed))
+                .spawn(move || lane::run(&shared, client, &batches_end, &done, seed))
                 .map_err(|error| SinkFailed::retry(format!("a thread cannot be started: {error}")))?;
             lanes.push(LaneEnd { batches, building: [None, None] });
         }
@@ -412,8 +438,7 @@ impl Sink for InfluxSink {
 
 /// Dead letters once more, one line a request.
 pub fn resend(settings: Settings) -> Result<Resend, String> {
-    let header = settings.credentials.header()?;
-    let client = Client::new(1, settings.request_within, header, settings.tls_ca.as_deref())?;
+    let client = settings.client_now(1)?;
     Ok(Box::new(move |entry| {
         let target = settings.targets.iter().find(|target| target.label() == entry.target);
         // The sink may have got another database or bucket since.
@@ -428,4 +453,31 @@ pub fn resend(settings: Settings) -> Result<Resend, String> {
             answer::Verdict::Held { reason } | answer::Verdict::Later { reason, .. } => Err(reason),
         }
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::config::Config;
+
+    #[test]
+    fn tls_is_judged_with_the_configuration() {
+        let (http, https) = ("url = \"http://h:8086\"", "url = \"https://h:8086\"");
+        for (lines, expected) in [
+            (format!("{https}\ntls_ca = \"ca.pem\"\ntls_certificate = \"c.pem\"\ntls_key = \"c.key\""), ""),
+            (format!("{https}\ntls = true"), ""),
+            (format!("{http}\ntls = true"), "sink[0].tls: a sink of type \"influx\" speaks TLS when"),
+            (format!("{http}\ntls_ca = \"ca.pem\""), "sink[0].tls_ca: is for TLS, but the url"),
+            (format!("{https}\ntls_key = \"c.key\""), "sink[0].tls_key: tls_certificate and tls_key go together"),
+        ] {
+            let text = format!("[[sink]]\nname = \"i\"\ntype = \"influx\"\n{lines}\n");
+            let found: Vec<_> = match Config::parse(&text, "test") {
+                Ok(_) => Vec::new(),
+                Err(problems) => problems.list.into_iter().map(|p| format!("{}: {}", p.key, p.message)).collect(),
+            };
+            match expected {
+                "" => assert!(found.is_empty(), "{lines}: {found:?}"),
+                _ => assert!(found.len() == 1 && found[0].starts_with(expected), "{lines}: {found:?}"),
+            }
+        }
+    }
 }

@@ -6,6 +6,7 @@ use rdkafka::types::RDKafkaErrorCode as Code;
 
 use super::flight::{Blame, Mode, Ticket, blame};
 use super::producer::{Form, NotTaken, Outbound, Producer, Reports};
+use super::refusal::Standing;
 use super::settings::Settings;
 use crate::forward::dead_letter::{Entry, Fate};
 use crate::forward::letters_command::Resend;
@@ -40,14 +41,21 @@ fn send(producer: &mut Producer, entry: &Entry) -> Result<Fate, String> {
         Err(NotTaken::Failed(code)) => return refusal(code, entry),
     }
     let begun = Instant::now();
-    let mut reports = Reports::default();
+    let (mut reports, mut standing) = (Reports::default(), Standing::default());
     while reports.is_empty() {
+        if let Some(refusal) = standing.holds(Some(begun), Instant::now()) {
+            producer.purge();
+            return Err(refusal.message.clone());
+        }
         if begun.elapsed() > SILENCE_MAX {
             producer.purge();
             return Err(format!("Kafka has not answered within {} s", SILENCE_MAX.as_secs()));
         }
         reports.clear();
         producer.poll(Duration::from_millis(100), &mut reports);
+        if let Some(refusal) = reports.refusal.take() {
+            standing.heard(refusal, Instant::now());
+        }
     }
     reports.failed.first().map_or(Ok(Fate::Taken), |failed| refusal(failed.code, entry))
 }

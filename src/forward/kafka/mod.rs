@@ -17,6 +17,7 @@ mod letters;
 mod native;
 mod parts;
 mod producer;
+mod refusal;
 mod render;
 pub mod settings;
 pub mod topic;
@@ -39,6 +40,7 @@ use hurry::Hurry;
 pub use letters::LetterBox;
 use parts::{Division, InParts, Told};
 use producer::{Form, NotTaken, Outbound, Producer, Reports};
+use refusal::Standing;
 pub use render::KeyBy;
 use render::Renderer;
 pub use settings::Settings;
@@ -86,6 +88,7 @@ pub struct KafkaSink {
     trouble_topic: String,
     in_parts: InParts,
     reports: Reports,
+    refused: Standing,
     hurry: Hurry,
 }
 
@@ -108,6 +111,7 @@ impl KafkaSink {
             trouble_topic: String::new(),
             in_parts: InParts::default(),
             reports: Reports::default(),
+            refused: Standing::default(),
             hurry: Hurry::new(Instant::now()),
         }
     }
@@ -120,7 +124,9 @@ impl KafkaSink {
         if self.producer.is_none() {
             let made = self.settings.client_now().and_then(|client| {
                 let made = Producer::new(&client, &self.name, self.flight.mode());
-                made.map_err(|error| format!("the Kafka client cannot be made: {error}; see the sink's properties"))
+                made.map_err(|error| {
+                    format!("the Kafka client cannot be made: {error}; see the sink's tls settings and properties")
+                })
             });
             self.producer = Some(made.map_err(|message| SinkFailed { message, held: true, retry_after: None })?);
         }
@@ -198,13 +204,20 @@ impl KafkaSink {
         else {
             return Ok(());
         };
+        let standing = &mut self.refused;
         let mut wait = wait;
         let mut refused = Vec::new();
         for _ in 0..REPORTS_A_TURN {
             reports.clear();
             producer.poll(wait, reports);
+            if let Some(refusal) = reports.refusal.take() {
+                standing.heard(refusal, Instant::now());
+            }
             if reports.is_empty() {
                 break;
+            }
+            if !reports.delivered.is_empty() {
+                standing.clear();
             }
             wait = Duration::ZERO;
             hurry.moved(Instant::now());
@@ -324,6 +337,13 @@ impl KafkaSink {
         SinkFailed { message, held: trouble.blame == Blame::Operator, retry_after }
     }
 
+    /// Nothing will come of what is on its way with this client.
+    fn held_by_refusal(&self) -> Option<SinkFailed> {
+        let waiting_since = self.bytes.front().map(|&(_, _, handed_over)| handed_over);
+        let refusal = self.refused.holds(waiting_since, Instant::now())?;
+        Some(SinkFailed { message: refusal.message.clone(), held: true, retry_after: None })
+    }
+
     /// What is on its way is given up; the thread that ends librdkafka's own is not waited for.
     fn end_producer(&mut self) {
         let Some(producer) = self.producer.take() else { return };
@@ -385,6 +405,9 @@ impl Sink for KafkaSink {
         if let Some(trouble) = self.flight.trouble().cloned() {
             return Err(self.failure(&trouble));
         }
+        if let Some(held) = self.held_by_refusal() {
+            return Err(held);
+        }
         if let (Some(producer), false, false) = (&self.producer, self.flight.is_empty(), self.flight.is_singly())
             && let Some(within) = self.hurry.due(Instant::now(), self.has_room())
         {
@@ -420,6 +443,9 @@ impl Sink for KafkaSink {
             if self.flight.is_empty() {
                 return Ok(());
             }
+            if let Some(held) = self.held_by_refusal() {
+                return Err(held);
+            }
             if left.is_zero() {
                 return Err(SinkFailed::retry(format!(
                     "{} records were not acknowledged in time",
@@ -436,5 +462,6 @@ impl Sink for KafkaSink {
         self.bytes.clear();
         self.bytes_in_flight = 0;
         self.reports.clear();
+        self.refused.clear();
     }
 }

@@ -18,6 +18,7 @@ use rdkafka::types::RDKafkaErrorCode as Code;
 use super::flight::{Mode, Ticket};
 pub use super::native::Form;
 use super::native::{self, HEADERS_MAX, Outgoing, Topic};
+use super::refusal::{self, Refusal, Way};
 
 /// What the delivery reports said since they were last taken.
 #[derive(Default)]
@@ -27,6 +28,8 @@ pub struct Reports {
     /// The same one by one, when records go singly
     pub singly: Vec<Ticket>,
     pub failed: Vec<FailedRecord>,
+    /// The client as a whole is refused: the last one heard
+    pub refusal: Option<Refusal>,
 }
 
 /// A record that did not get there, as librdkafka hands it back.
@@ -44,6 +47,7 @@ pub struct FailedRecord {
 }
 
 impl Reports {
+    /// No record was reported.
     pub fn is_empty(&self) -> bool {
         self.delivered.is_empty() && self.failed.is_empty()
     }
@@ -51,12 +55,14 @@ impl Reports {
         self.delivered.clear();
         self.singly.clear();
         self.failed.clear();
+        self.refusal = None;
     }
 }
 
 struct Context {
     sink: String,
     singly: bool,
+    way: Way,
     reports: Mutex<Reports>,
 }
 
@@ -72,12 +78,30 @@ impl ClientContext for Context {
             RDKafkaLogLevel::Error | RDKafkaLogLevel::Warning => {
                 tracing::warn!(sink = %self.sink, "librdkafka: {fac}: {message}");
             }
+            // It takes a connection that was closed for nothing much, even if that says which setting is wrong.
+            RDKafkaLogLevel::Info | RDKafkaLogLevel::Notice if !refusal::advice(message, self.way).is_empty() => {
+                tracing::warn!(
+                    sink = %self.sink,
+                    "Kafka cannot be reached, records wait in the log: {message}{}",
+                    refusal::advice(message, self.way)
+                );
+            }
             _ => tracing::debug!(sink = %self.sink, "librdkafka: {fac}: {message}"),
         }
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        tracing::warn!(sink = %self.sink, "Kafka cannot be reached, records wait in the log: {error}: {reason}");
+        let code = error.rdkafka_error_code().unwrap_or(Code::Fail);
+        if let Some(refusal) = Refusal::of(code, reason) {
+            tracing::debug!(sink = %self.sink, "{}", refusal.message);
+            self.reports.lock().expect("nobody panics with the reports in hand").refusal = Some(refusal);
+            return;
+        }
+        tracing::warn!(
+            sink = %self.sink,
+            "Kafka cannot be reached, records wait in the log: {error}: {reason}{}",
+            refusal::advice(reason, self.way)
+        );
     }
 }
 
@@ -168,6 +192,9 @@ impl Producer {
     pub fn new(base: &ClientConfig, sink: &str, mode: Mode) -> KafkaResult<Producer> {
         let mut config = base.clone();
         must_be(&mut config);
+        // The crate would hear errors only; what an operator asks for with the property `debug` comes below Info.
+        let has_debug = config.get("debug").is_some();
+        config.set_log_level(if has_debug { RDKafkaLogLevel::Debug } else { RDKafkaLogLevel::Info });
         match mode {
             Mode::Batches { bytes_max } => {
                 config.set("enable.gapless.guarantee", "true").set("batch.size", bytes_max.to_string());
@@ -176,7 +203,9 @@ impl Producer {
                 config.set("enable.gapless.guarantee", "false").set("batch.num.messages", "1").set("linger.ms", "0");
             }
         }
-        let context = Context { sink: sink.to_owned(), singly: mode == Mode::Singly, reports: Mutex::default() };
+        let protocol = config.get("security.protocol").unwrap_or("plaintext");
+        let way = Way { tls: protocol.ends_with("ssl"), login: protocol.starts_with("sasl") };
+        let context = Context { sink: sink.to_owned(), singly: mode == Mode::Singly, way, reports: Mutex::default() };
         Ok(Producer { topics: Vec::new(), last: 0, inner: config.create_with_context(context)? })
     }
 

@@ -39,6 +39,9 @@ const OURS: &[(&str, &str)] = &[
     ("sasl.mechanisms", "sasl"),
     ("sasl.username", "username"),
     ("sasl.password", "password_file"),
+    ("ssl.ca.location", "tls_ca"),
+    ("ssl.certificate.location", "tls_certificate"),
+    ("ssl.key.location", "tls_key"),
     ("acks", ""),
     ("request.required.acks", ""),
     ("enable.idempotence", ""),
@@ -147,7 +150,7 @@ pub fn problems(sink: &config::Sink) -> Vec<(&'static str, String)> {
         wrong.extend(Template::parse(topic).err().map(|message| (key, message)));
     }
     let rebuild =
-        "this build has no TLS for Kafka; build it with `cargo build --features kafka-tls`, which needs libssl-dev";
+        "this build has no TLS for Kafka (the cargo feature kafka-tls); build it without --no-default-features";
     if sink.tls && !HAS_TLS {
         wrong.push(("tls", rebuild.to_owned()));
     }
@@ -155,7 +158,7 @@ pub fn problems(sink: &config::Sink) -> Vec<(&'static str, String)> {
         wrong.push(("sasl", format!("SCRAM comes with TLS: {rebuild}")));
     }
     if !sink.tls && [&sink.tls_ca, &sink.tls_certificate, &sink.tls_key].into_iter().any(Option::is_some) {
-        wrong.push(("tls", "certificates are given, but tls is false".to_owned()));
+        wrong.push(("tls", "certificates are given, but tls is false; set tls = true".to_owned()));
     }
     if sink.tls_certificate.is_some() != sink.tls_key.is_some() {
         wrong.push(("tls_key", "tls_certificate and tls_key go together".to_owned()));
@@ -222,6 +225,10 @@ mod tests {
             ("sasl = \"plain\"\nusername = \"u\"", "sink[0].password_file: sasl needs a password_file"),
             ("username = \"u\"", "sink[0].sasl: a username"),
             ("tls_ca = \"ca.pem\"", "sink[0].tls: certificates are given"),
+            (
+                "properties = { \"ssl.ca.location\" = \"ca.pem\" }",
+                "sink[0].properties: \"ssl.ca.location\" has a key of its own: tls_ca",
+            ),
             ("properties = { \"acks\" = \"1\" }", "sink[0].properties: \"acks\" is the sink's own"),
             (
                 "properties = { \"batch.size\" = \"1\" }",
@@ -244,7 +251,7 @@ mod tests {
         let found = problems_of(
             "brokers = [\"k:9092\"]\ntls = true\nsasl = \"scram-sha-512\"\nusername = \"u\"\npassword_file = \"p\"",
         );
-        let told = found.iter().filter(|p| p.contains("--features kafka-tls")).count();
+        let told = found.iter().filter(|p| p.contains("the cargo feature kafka-tls")).count();
         assert_eq!(told, if HAS_TLS { 0 } else { 2 }, "{found:?}");
     }
 
