@@ -19,8 +19,8 @@ use crossbeam_queue::ArrayQueue;
 use metricstream_shards::counters::{Counters, Distributions};
 use metricstream_shards::http::{Route, Router};
 use metricstream_shards::log::{
-    AGGREGATE_LOG_ID, BlockingLog, DurableMark, LogStart, LogWriter, Mark, PAGE_BYTES, Recovered, WriteMode,
-    WriterConfig, recover,
+    AGGREGATE_LOG_ID, BlockingLog, DurableMark, LogStart, LogWriter, Mark, NotGivenBack, PAGE_BYTES, Recovered,
+    WriteMode, WriterConfig, recover,
 };
 use metricstream_shards::mailbox::{Doorbell, Mailbox};
 use metricstream_shards::ring::{probe, uring};
@@ -127,6 +127,7 @@ pub fn run(config: &Config, clients: &[ResolvedClient], lines: &LogLines) -> Res
         let recovered = joined.collect::<Result<Vec<_>, RunError>>()?;
         Ok::<_, RunError>((mode.join().expect("the probe does not panic"), recovered, aggregate, place_in_time))
     })?;
+    warn_of_kept_space(recovered.iter().map(|(_, log)| log).chain([&aggregate]), config);
     let starts = recovered.iter_mut().map(|(_, log)| &mut log.start).chain([&mut aggregate.start]);
     one_epoch(starts);
     let last_stamp_ns =
@@ -608,6 +609,23 @@ fn recover_log(path: &std::path::Path, log_id: u32, node_id: u128) -> Result<Rec
         tracing::info!(log = %path.display(), "the last write of the previous run was cut off before its flush; dropped");
     }
     Ok(recovered)
+}
+
+/// One line a start: where the file system makes no holes, each segment of earlier runs has something to tell.
+fn warn_of_kept_space<'a>(logs: impl Iterator<Item = &'a Recovered>, config: &Config) {
+    let mut kept = NotGivenBack::default();
+    logs.for_each(|log| kept.add(log.not_given_back.clone()));
+    if kept.segments > 0 {
+        tracing::warn!(
+            segments = kept.segments,
+            bytes = kept.bytes,
+            data_dir = %config.node.data_dir.display(),
+            error = kept.why,
+            "the unused ends of old segments cannot be given back, so each start takes a whole segment of the log's bound: \
+             keep the data directory on a file system that can make holes (ext4, XFS, Btrfs), or make log.segment_bytes \
+             smaller"
+        );
+    }
 }
 
 /// What a newcomer may not mean: doors open to other hosts that ask nobody who they are.
