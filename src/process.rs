@@ -429,6 +429,7 @@ pub fn run(config: &Config, clients: &[ResolvedClient], lines: &LogLines) -> Res
                 origin,
                 shared: shared.clone(),
                 distributions: RefCell::new(counters.iter().map(|_| Distributions::new()).collect()),
+                zones: RefCell::default(),
                 counters,
                 logs: gauges,
                 mailboxes: depths
