@@ -233,16 +233,7 @@ fn render_window(out: &mut String, window: &WindowRecord) {
 }
 
 fn string(out: &mut String, text: &str) {
-    out.push('"');
-    for c in text.chars() {
-        match c {
-            '"' => out.push_str("\\\""),
-            '\\' => out.push_str("\\\\"),
-            c if c < ' ' => out.push_str(&format!("\\u{:04x}", c as u32)),
-            c => out.push(c),
-        }
-    }
-    out.push('"');
+    out.push_str(&serde_json::to_string(text).expect("any text is a string of JSON"));
 }
 
 fn to_hex(out: &mut String, bytes: &[u8]) {

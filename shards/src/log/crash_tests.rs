@@ -25,15 +25,7 @@ impl Names for Keys {
 }
 
 pub(super) fn envelope() -> Envelope<'static> {
-    Envelope {
-        client: "10.0.0.1",
-        protocol: Protocol::Json,
-        route: 1,
-        request_id: "",
-        traceparent: "",
-        idempotency_key: b"",
-        same_timestamp_all: false,
-    }
+    Envelope { route: 1, ..Envelope::of("10.0.0.1", Protocol::Json) }
 }
 
 pub(super) fn config() -> WriterConfig {
