@@ -168,15 +168,7 @@ mod tests {
                 LogStart::empty(),
             ),
         );
-        let envelope = Envelope {
-            client: "c",
-            protocol: Protocol::Json,
-            route: 0,
-            request_id: "",
-            traceparent: "",
-            idempotency_key: &[],
-            same_timestamp_all: false,
-        };
+        let envelope = Envelope::of("c", Protocol::Json);
         for &(at_s, series) in blocks {
             let mut batch = Batch::default();
             for &n in series {

@@ -1,4 +1,4 @@
-//! Times as people write them on the command line.
+//! Times as people write them on the command line, and as we write them.
 
 use std::str::FromStr;
 
@@ -88,6 +88,21 @@ fn days_from_civil(year: i64, month: i64, day: i64) -> i64 {
     era * 146_097 + day_of_era - 719_468
 }
 
+/// Civil time of a Unix time, in UTC (days-to-date after Howard Hinnant's `civil_from_days`).
+pub fn rfc3339(ns: i64) -> String {
+    let s = ns.div_euclid(1_000_000_000);
+    let (days, second) = (s.div_euclid(86_400), s.rem_euclid(86_400));
+    let z = days + 719_468;
+    let (era, day_of_era) = (z.div_euclid(146_097), z.rem_euclid(146_097));
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let mp = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * mp + 2) / 5 + 1;
+    let month = if mp < 10 { mp + 3 } else { mp - 9 };
+    let year = year_of_era + era * 400 + i64::from(month <= 2);
+    format!("{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z", second / 3600, second / 60 % 60, second % 60)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -138,5 +153,12 @@ mod tests {
         assert_eq!(parse_time_ms("2026-01-31T12:00:00.5Z"), Ok(1_769_860_800_500));
         assert_eq!(parse_time_ms("-5"), Ok(-5));
         assert!(parse_time_ms("2026-01-31").is_err());
+    }
+
+    #[test]
+    fn a_unix_time_becomes_a_date() {
+        assert_eq!(rfc3339(0), "1970-01-01T00:00:00Z");
+        assert_eq!(rfc3339(1_700_000_000_000_000_000), "2023-11-14T22:13:20Z");
+        assert_eq!(rfc3339(951_782_400_000_000_000), "2000-02-29T00:00:00Z");
     }
 }

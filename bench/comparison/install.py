@@ -22,9 +22,14 @@ def run(*command, **options):
 
 
 def debian(command, package):
-    """Makes sure that `command` is there."""
-    if shutil.which(command):
-        return
+    """Makes sure that `command` is there; the package's version."""
+    if not shutil.which(command):
+        install_debian(package)
+    done = subprocess.run(["dpkg-query", "-W", "-f", "${Version}", package], capture_output=True, text=True)
+    return done.stdout.strip() or "unknown version"
+
+
+def install_debian(package):
     print(f"  installing {package}", flush=True)
     root = [] if os.geteuid() == 0 else ["sudo"]
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
@@ -36,11 +41,6 @@ def debian(command, package):
     # Where services start by themselves, one that nobody asked for would share the core.
     if os.path.isdir("/run/systemd/system"):
         subprocess.run([*root, "systemctl", "disable", "--now", package], capture_output=True)
-
-
-def debian_version(package):
-    done = subprocess.run(["dpkg-query", "-W", "-f", "${Version}", package], capture_output=True, text=True)
-    return done.stdout.strip() or "unknown version"
 
 
 def ours():

@@ -40,6 +40,13 @@ class Peer:
         return tempfile.mkdtemp(prefix=f"{self.key}-", dir=where)
 
 
+def write(cwd, name, text):
+    path = os.path.join(cwd, name)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path, "w") as f:
+        f.write(text)
+
+
 def settled(count, expected, patience_s=30):
     """Asks again until all is there, or nothing more has come for 3 s."""
     until = time.monotonic() + patience_s
@@ -86,8 +93,7 @@ class Appliance(Peer):
 
     def start(self):
         port, admin, cwd = free_port(), free_port(), self.directory()
-        with open(os.path.join(cwd, "ms.toml"), "w") as f:
-            f.write(f"""
+        write(cwd, "ms.toml", f"""
 [node]
 shards = 1
 [[listen]]
@@ -122,8 +128,7 @@ class Victoria(Peer):
                 "Timestamps are cut to ms. Points sent twice are kept twice.")
 
     def install(self):
-        install.debian("victoria-metrics", "victoria-metrics")
-        return install.debian_version("victoria-metrics")
+        return install.debian("victoria-metrics", "victoria-metrics")
 
     def start(self):
         port = free_port()
@@ -151,13 +156,11 @@ class Influx(Peer):
                 "no limiter.")
 
     def install(self):
-        install.debian("influxd", "influxdb")
-        return install.debian_version("influxdb")
+        return install.debian("influxd", "influxdb")
 
     def start(self):
         port, rpc, cwd = free_port(), free_port(), self.directory()
-        with open(os.path.join(cwd, "influxdb.conf"), "w") as f:
-            f.write(f"""
+        write(cwd, "influxdb.conf", f"""
 reporting-disabled = true
 bind-address = "127.0.0.1:{rpc}"
 [meta]
@@ -226,9 +229,7 @@ class QuestDb(Peer):
 
     def start(self):
         port, cwd = free_port(), self.directory()
-        os.makedirs(os.path.join(cwd, "conf"))
-        with open(os.path.join(cwd, "conf", "server.conf"), "w") as f:
-            f.write(f"""
+        write(cwd, "conf/server.conf", f"""
 http.bind.to=127.0.0.1:{port}
 http.net.connection.limit=512
 http.min.enabled=false
@@ -266,8 +267,7 @@ class Telegraf(Peer):
 
     def start(self):
         port, cwd = free_port(), self.directory()
-        with open(os.path.join(cwd, "telegraf.conf"), "w") as f:
-            f.write(f"""
+        write(cwd, "telegraf.conf", f"""
 [agent]
 interval = "1s"
 round_interval = false

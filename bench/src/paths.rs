@@ -371,15 +371,7 @@ impl Append {
     }
 
     pub fn append(&mut self) -> usize {
-        let envelope = Envelope {
-            client: "10.0.0.1",
-            protocol: Protocol::Influx,
-            route: Route::V1Write as u8,
-            request_id: "",
-            traceparent: "",
-            idempotency_key: &[],
-            same_timestamp_all: false,
-        };
+        let envelope = Envelope { route: Route::V1Write as u8, ..Envelope::of("10.0.0.1", Protocol::Influx) };
         let names = SeriesNames(&self.decode.series);
         self.log.writer.append_batch(&envelope, START_NS, &self.decode.batch, &names).expect("the log has room");
         self.decode.batch.len()

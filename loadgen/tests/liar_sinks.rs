@@ -254,15 +254,17 @@ fn records_that_came_again_count_once_and_an_id_of_two_is_caught() {
     assert!(verdict.to_text().contains("expected what came under the id 0-0-1-617282 before"), "{}", verdict.to_text());
 }
 
-#[test]
-fn an_answer_of_influxdb_that_is_not_whole_or_an_error_is_told_and_never_taken_for_missing_points() {
+fn nothing_sent() -> Expected {
     let dir = tempfile::tempdir().expect("a directory");
     let ledger = dir.path().join("ledger");
-    metricstream_loadgen::ledger::Writer::create(&ledger, &plan(Protocol::Line))
-        .expect("a ledger")
-        .flush()
-        .expect("one");
-    let expected = Expected::load(&[&ledger]).expect("a ledger");
+    let mut writer = metricstream_loadgen::ledger::Writer::create(&ledger, &plan(Protocol::Line)).expect("a ledger");
+    writer.flush().expect("written");
+    Expected::load(&[&ledger]).expect("a ledger")
+}
+
+#[test]
+fn an_answer_of_influxdb_that_is_not_whole_or_an_error_is_told_and_never_taken_for_missing_points() {
+    let expected = nothing_sent();
     let series = json!({"name": "server_metrics", "tags": {"metric_name": "m"}, "columns": ["time", "value"], "values": [[1, 2]]});
     let result = |part: Value| json!({"results": [part]});
     for (status, lines, whole, part) in [
@@ -297,13 +299,7 @@ fn an_answer_of_influxdb_that_is_not_whole_or_an_error_is_told_and_never_taken_f
 
 #[test]
 fn credentials_go_with_the_query() {
-    let dir = tempfile::tempdir().expect("a directory");
-    let ledger = dir.path().join("ledger");
-    metricstream_loadgen::ledger::Writer::create(&ledger, &plan(Protocol::Line))
-        .expect("a ledger")
-        .flush()
-        .expect("one");
-    let expected = Expected::load(&[&ledger]).expect("a ledger");
+    let expected = nothing_sent();
     let url = serve_head(|head, _| {
         let known = head.to_ascii_lowercase().contains("authorization: basic dtpw\r\n");
         (if known { 200 } else { 401 }, vec![json!({"results": [{"statement_id": 0}]})], true)

@@ -4,9 +4,12 @@
 
 pub mod exposition;
 mod status;
+mod window_page;
+#[cfg(test)]
+mod window_page_tests;
 mod windows;
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -21,6 +24,7 @@ use crate::backplane::executor::{Backplane, Listener, Queue, Stream};
 use crate::backplane::segments::Gauges;
 use crate::forward::books::ForwardBooks;
 use crate::reducer::thread::SharedView;
+use crate::reducer::zones::Zones;
 
 /// What the admin listener can see.
 pub struct State {
@@ -37,7 +41,9 @@ pub struct State {
     pub flush_mode: &'static str,
     pub kernel: String,
     /// The newest copy of each shard's distributions
-    pub distributions: std::cell::RefCell<Vec<Distributions>>,
+    pub distributions: RefCell<Vec<Distributions>>,
+    /// What queries have learned of the aggregate log
+    pub zones: RefCell<Zones>,
 }
 
 const CONNECTIONS_MAX: usize = 64;

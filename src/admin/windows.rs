@@ -1,31 +1,17 @@
-//! `GET /api/v1/windows`: closed windows, read back from the aggregate log by direct I/O.
+//! `GET /api/v1/windows`: what a query asks for, and the answer.
 
 use metricstream_shards::http::Head;
-use metricstream_shards::log::{
-    BLOCK_HEADER_BYTES, BlockHeader, PAGE_BYTES, ReadSpan, RecordKind, Records, parse_block,
-};
 
-use super::State;
-use crate::backplane::executor;
+use super::{State, window_page};
 use crate::config::units;
-use crate::reducer::encode::decode_aggregates;
 use crate::reducer::query::{Cursor, Filter, WindowQuery};
-
-const CHUNK_BYTES: usize = 1 << 20;
 
 /// The page a query asks for, as JSON; an error is a sentence for the client.
 pub async fn windows(state: &State, head: &Head) -> Result<String, String> {
     let (filter, limit) = filter(head)?;
-    // A window is appended after it has ended: segments that were closed before `since` hold nothing wanted.
-    let since_ns = filter.since_ms.map_or(i64::MIN, |ms| ms.saturating_mul(1_000_000));
     let spans = state.view.lock().expect("nobody panics with the view in hand").spans.clone();
-    let mut query = WindowQuery::new(filter, limit);
-    for (span, last_stamp_ns) in spans {
-        if last_stamp_ns >= since_ns {
-            read(&span, &mut query).await;
-        }
-    }
-    Ok(query.finish().to_json())
+    let (page, _) = window_page::read(&spans, WindowQuery::new(filter, limit), &state.zones).await;
+    Ok(page.to_json())
 }
 
 fn filter(head: &Head) -> Result<(Filter, usize), String> {
@@ -91,70 +77,6 @@ fn percent_decode(text: &str) -> String {
         }
     }
     String::from_utf8_lossy(&out).into_owned()
-}
-
-/// Offers everything in one span. What cannot be read (retention was faster, a damaged block) is passed over; damage is
-/// reported by `log verify` and at the next start.
-async fn read(span: &ReadSpan, query: &mut WindowQuery) {
-    let reader = match executor::Reader::open(&span.path).await {
-        Ok(reader) => reader,
-        Err(error) => {
-            tracing::warn!(cause = "read_windows", path = %span.path.display(), %error, "a segment of closed windows cannot be opened");
-            return;
-        }
-    };
-    let mut at = span.from;
-    let mut want = CHUNK_BYTES;
-    while at < span.to {
-        let len = want.min((span.to - at) as usize);
-        let bytes = match reader.read_at(at, len).await {
-            Ok(bytes) => bytes,
-            Err(error) => {
-                tracing::warn!(cause = "read_windows", path = %span.path.display(), %error, "a segment of closed windows cannot be read");
-                break;
-            }
-        };
-        if bytes.is_empty() {
-            break;
-        }
-        want = CHUNK_BYTES;
-        let mut done = 0;
-        while done + PAGE_BYTES <= bytes.len() {
-            match parse_block(&bytes[done..]) {
-                Ok((header, _, payload)) if header.segment_id == span.segment_id => {
-                    offer(payload, query);
-                    done += header.block_bytes();
-                }
-                // The file has become another segment.
-                Ok(_) => {
-                    reader.close().await;
-                    return;
-                }
-                Err(_) => match BlockHeader::parse(&bytes[done..]) {
-                    Ok((header, _))
-                        if done + header.block_bytes() > bytes.len() && at + (bytes.len() as u64) < span.to =>
-                    {
-                        want = CHUNK_BYTES.max(header.block_bytes());
-                        break;
-                    }
-                    Ok((header, _)) => done += header.block_bytes().max(BLOCK_HEADER_BYTES),
-                    Err(_) => done += PAGE_BYTES,
-                },
-            }
-        }
-        if done == 0 && want == CHUNK_BYTES {
-            break;
-        }
-        at += done as u64;
-        executor::yield_now().await;
-    }
-    reader.close().await;
-}
-
-fn offer(payload: &[u8], query: &mut WindowQuery) {
-    for record in Records::new(payload).filter(|record| record.kind == RecordKind::Aggregates) {
-        let _ = decode_aggregates(record.bytes, &mut |view| query.offer(&view));
-    }
 }
 
 #[cfg(test)]

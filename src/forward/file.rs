@@ -302,7 +302,7 @@ impl OpenFile {
 }
 
 fn file_name(prefix: &str, settings: &Settings, wall_ns: i64, number: u64) -> String {
-    let time: String = crate::process::rfc3339(wall_ns).chars().filter(|c| c.is_ascii_alphanumeric()).collect();
+    let time: String = crate::when::rfc3339(wall_ns).chars().filter(|c| c.is_ascii_alphanumeric()).collect();
     let format = match settings.format {
         Format::Json => "ndjson",
         Format::Line => "lp",

@@ -48,15 +48,7 @@ impl TestLog {
 
     /// One block with a point for each of these series; the value is the point's number.
     pub fn block(&mut self, series: &[u32]) {
-        let envelope = Envelope {
-            client: "c",
-            protocol: Protocol::Json,
-            route: 0,
-            request_id: "",
-            traceparent: "",
-            idempotency_key: &[],
-            same_timestamp_all: false,
-        };
+        let envelope = Envelope::of("c", Protocol::Json);
         let mut batch = Batch::default();
         let first = self.log.writer().next_point();
         for (n, &id) in series.iter().enumerate() {

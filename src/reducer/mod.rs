@@ -3,7 +3,7 @@
 //! [`core`] is the path: partials are merged by series, rules fold series into fewer, closed windows and their revisions
 //! are appended, then a mark record; when that is durable they are closed for readers. It does no I/O of its own: time
 //! comes in as an argument and the log is a small trait. [`encode`] is the form on disk (FORMAT.md), [`recovery`] what
-//! a restart takes from it, [`query`] and [`exposition`] what readers get.
+//! a restart takes from it, [`query`], [`zones`] and [`exposition`] what readers get.
 
 pub mod aggregate_log;
 pub mod core;
@@ -21,6 +21,7 @@ mod series;
 mod simulation;
 pub mod thread;
 mod windows;
+pub mod zones;
 
 pub use self::core::{Books, Progress, ReducerCore, Settings, Source};
 pub use aggregate_log::{AggregateLog, Kind, LogRefused};

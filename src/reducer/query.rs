@@ -1,11 +1,13 @@
 //! `GET /api/v1/windows`: the latest revisions of closed windows, filtered, ordered, a page at a time.
 //!
-//! The log is read once, record by record, and offered to a [`WindowQuery`]; it keeps no more than one page, however
-//! long the log is. Order: start, window, key, rule. A cursor names the last window of a page, so that pages neither
-//! repeat nor skip while new windows are being closed.
+//! What the log holds is offered to a [`WindowQuery`] record by record, in any order; it keeps no more than one page,
+//! however long the log is, and says which windows it could still want, so that the rest is not read ([`super::zones`]).
+//! Order: start, window, key, rule. A cursor names the last window of a page and no place in the log, which is in another
+//! order: so pages neither repeat nor skip while windows are closed and revised, and a cursor holds over restarts and when
+//! retention has taken the segment that the page was read from.
 
 use super::{encode::RecordView, record::WindowRecord};
-use metricstream_shards::{point::series_key, window::summary::Quantiles};
+use metricstream_shards::{log::Position, point::series_key, window::summary::Quantiles};
 use std::collections::BTreeMap;
 
 #[derive(Clone, Debug, Default)]
@@ -33,7 +35,7 @@ pub struct Cursor {
 }
 
 impl Cursor {
-    fn of(record: &WindowRecord) -> Cursor {
+    pub fn of(record: &WindowRecord) -> Cursor {
         Cursor {
             start_ms: record.start_ms,
             window_s: record.window_s,
@@ -70,7 +72,8 @@ impl Cursor {
 pub struct WindowQuery {
     filter: Filter,
     limit: usize,
-    found: BTreeMap<Cursor, WindowRecord>,
+    /// With the place in the log
+    found: BTreeMap<Cursor, (Position, WindowRecord)>,
 }
 
 impl WindowQuery {
@@ -81,27 +84,33 @@ impl WindowQuery {
         WindowQuery { filter, limit: limit.clamp(1, Self::LIMIT_MAX), found: BTreeMap::new() }
     }
 
-    /// Whether any window of this length and start could be wanted: lets a reader skip whole records.
-    pub fn wants(&self, window_s: u32, start_ms: i64) -> bool {
+    /// Whether any window of this length that begins from the first to the last of these could be wanted.
+    pub fn could_want(&self, window_s: u32, first_ms: i64, last_ms: i64) -> bool {
         self.filter.window_s.is_none_or(|w| w == window_s)
-            && self.filter.since_ms.is_none_or(|since| start_ms >= since)
-            && self.filter.until_ms.is_none_or(|until| start_ms < until)
-            && self.filter.cursor.as_ref().is_none_or(|c| (start_ms, window_s) >= (c.start_ms, c.window_s))
+            && self.filter.since_ms.is_none_or(|since| last_ms >= since)
+            && self.filter.until_ms.is_none_or(|until| first_ms < until)
+            && self.filter.cursor.as_ref().is_none_or(|c| (last_ms, window_s) >= (c.start_ms, c.window_s))
     }
 
-    /// Takes one result, in log order.
-    pub fn offer(&mut self, view: &RecordView<'_>) {
-        if !self.wants(view.window_s, view.start_ms) || !self.matches(view.key) {
-            return;
-        }
-        let full = self.found.len() > self.limit;
-        if full
-            && self
-                .found
-                .last_key_value()
-                .is_some_and(|(c, _)| (c.start_ms, c.window_s) < (view.start_ms, view.window_s))
+    /// Nothing that begins earlier is wanted.
+    pub fn from_ms(&self) -> i64 {
+        let cursor_ms = self.filter.cursor.as_ref().map_or(i64::MIN, |cursor| cursor.start_ms);
+        self.filter.since_ms.unwrap_or(i64::MIN).max(cursor_ms)
+    }
+
+    /// Whether the page is full and this place lies behind it, whatever the key.
+    pub fn ends_before(&self, start_ms: i64, window_s: u32) -> bool {
+        let last = self.found.last_key_value().filter(|_| self.found.len() > self.limit);
+        last.is_some_and(|(last, _)| (last.start_ms, last.window_s) < (start_ms, window_s))
+    }
+
+    /// Takes one result, of a block that lies here. Of two with the same era and revision the one further on in the log stays.
+    pub fn offer(&mut self, at: Position, view: &RecordView<'_>) {
+        if !self.could_want(view.window_s, view.start_ms, view.start_ms)
+            || self.ends_before(view.start_ms, view.window_s) // without a copy
+            || !self.matches(view.key)
         {
-            return; // behind the page, without a copy
+            return;
         }
         let record = view.to_record();
         let place = Cursor::of(&record);
@@ -109,10 +118,12 @@ impl WindowQuery {
             return;
         }
         match self.found.get_mut(&place) {
-            Some(old) if (old.era, old.revision) <= (record.era, record.revision) => *old = record,
+            Some((old_at, old)) if (old.era, old.revision, *old_at) <= (record.era, record.revision, at) => {
+                (*old_at, *old) = (at, record);
+            }
             Some(_) => {}
             None => {
-                self.found.insert(place, record);
+                self.found.insert(place, (at, record));
                 // One more than the page, to know whether there is a next one. What falls off lies behind everything
                 // that stays, so a later revision of it falls off again.
                 if self.found.len() > self.limit + 1 {
@@ -138,7 +149,7 @@ impl WindowQuery {
             self.found.pop_last();
         }
         let next = self.found.last_key_value().filter(|_| more).map(|(place, _)| place.render());
-        Page { windows: self.found.into_values().collect(), next }
+        Page { windows: self.found.into_values().map(|(_, window)| window).collect(), next }
     }
 }
 
@@ -222,16 +233,7 @@ fn render_window(out: &mut String, window: &WindowRecord) {
 }
 
 fn string(out: &mut String, text: &str) {
-    out.push('"');
-    for c in text.chars() {
-        match c {
-            '"' => out.push_str("\\\""),
-            '\\' => out.push_str("\\\\"),
-            c if c < ' ' => out.push_str(&format!("\\u{:04x}", c as u32)),
-            c => out.push(c),
-        }
-    }
-    out.push('"');
+    out.push_str(&serde_json::to_string(text).expect("any text is a string of JSON"));
 }
 
 fn to_hex(out: &mut String, bytes: &[u8]) {
@@ -273,18 +275,21 @@ mod tests {
     fn run(samples: &[Sample], filter: Filter, limit: usize) -> Page {
         let mut query = WindowQuery::new(filter, limit);
         for s in samples {
-            query.offer(&RecordView {
-                key: &s.key,
-                rule: None,
-                window_s: s.window_s,
-                start_ms: s.start_ms,
-                aggregates: Aggregates::of(&mut [s.value], Detail::Quantiles).expect("one value"),
-                series: 1,
-                era: 0,
-                revision: s.revision,
-                flags: Flags::default(),
-                state: None,
-            });
+            query.offer(
+                Position::default(),
+                &RecordView {
+                    key: &s.key,
+                    rule: None,
+                    window_s: s.window_s,
+                    start_ms: s.start_ms,
+                    aggregates: Aggregates::of(&mut [s.value], Detail::Quantiles).expect("one value"),
+                    series: 1,
+                    era: 0,
+                    revision: s.revision,
+                    flags: Flags::default(),
+                    state: None,
+                },
+            );
         }
         query.finish()
     }

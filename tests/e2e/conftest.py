@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from support.influxdb import InfluxDB  # noqa: E402
 from support.server import ROOT, Server, binary  # noqa: E402
 
 
@@ -34,6 +35,14 @@ def is_stand_in():
 def real_server_only(is_stand_in):
     if is_stand_in:
         pytest.skip("asks for what the stand-in does not do")
+
+
+@pytest.fixture
+def influxdb(tmp_path):
+    server = InfluxDB(tmp_path / "influxdb").start()
+    yield server
+    server.close()
+    shutil.rmtree(server.directory, ignore_errors=True)
 
 
 @pytest.fixture

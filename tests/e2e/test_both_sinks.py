@@ -14,7 +14,6 @@ import time
 
 import pytest
 
-from support.influxdb import InfluxDB
 from support.kafka import Kafka
 from support.server import eventually
 from support.verified import Load, loadgen, verify
@@ -33,14 +32,6 @@ def kafka(tmp_path):
         kafka.create_topic(RAW)
         kafka.create_topic(AGGREGATED)
         yield kafka
-
-
-@pytest.fixture
-def influxdb(tmp_path):
-    server = InfluxDB(tmp_path / "influxdb").start()
-    yield server
-    server.close()
-    shutil.rmtree(server.directory, ignore_errors=True)
 
 
 def start(make_server, kafka, influxdb, listen, **settings):

@@ -53,6 +53,16 @@ def test_windows_are_found_by_name_tag_window_and_time_and_come_in_pages(real_se
     middle = server.windows(name="paged", window="10s", since=start_ms + 10_000, until=start_ms + 20_000)
     assert {r["start_ms"] for r in middle} == {start_ms + 10_000}
     assert server.windows(name="nothing") == []
+    # The next page is found by another process, too, and holds what was revised meanwhile.
+    first = server.get("/api/v1/windows", name="paged", window="10s", limit=2000).json()
+    server.write_lines(f"paged,host=h99,dc=d1 value=1 {(start_ms + 20_001) * 10**6}")
+    server.wait_windows(lambda rows: [r["count"] for r in rows] == [1, 1, 2], 20, name="paged", window="10s",
+                        **{"tag.host": "h99"})
+    server.restart(kill=True)
+    rest = server.windows(name="paged", window="10s", cursor=first["next"])
+    assert len(first["windows"]) == 2000 and len(rest) == 2500
+    assert len({(r["start_ms"], r["tags"]["host"]) for r in first["windows"] + rest}) == 4500
+    assert [r["count"] for r in rest if r["tags"]["host"] == "h99"][-1] == 2
     assert server.session.get(server.admin_url("/api/v1/windows?window=ten")).status_code == 400
 
 

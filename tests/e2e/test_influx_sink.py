@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from support.influxdb import InfluxDB, VictoriaMetrics
+from support.influxdb import VictoriaMetrics
 from support.ledger import Load
 from support.scripted import HALF, HANG, RESET, ScriptedServer, reply
 from support.server import eventually
@@ -34,13 +34,6 @@ def scripted():
     yield make
     for server in made:
         server.close()
-
-
-@pytest.fixture
-def influxdb(tmp_path):
-    server = InfluxDB(tmp_path / "influxdb").start()
-    yield server
-    server.close()
 
 
 def write(server, count=POINTS, name="m", base_ns=None):

@@ -527,60 +527,62 @@ def test_a_deleted_topic_holds_the_sink_and_loses_nothing(make_server, kafka, to
           f"topic, {len(after)} in the new one")
 
 
-@pytest.mark.slow
-def test_nothing_is_acknowledged_without_enough_replicas(make_server, tmp_path, long):
+@pytest.fixture
+def three_nodes(make_server, tmp_path, long):
+    """Three brokers, a topic that wants two replicas in sync, and a server that sends to it."""
     if not long:
         pytest.skip("three nodes: --long")
     with Kafka(tmp_path / "three", nodes=3) as kafka:
         kafka.create_topic("raw", partitions=3, replicas=3, min_insync_replicas=2)
         kafka.create_topic("agg", partitions=3, replicas=3)
         server = start(make_server, kafka, ("raw", "agg"), send="raw").start()
-        sender = Sender(server, 0, 100, 20)
-        sender.start()
-        sender.join()
-        wait_delivered(server, kafka, "raw", [sender], 60)
-        for node in kafka.nodes[1:]:
-            node.kill()
-        second = Sender(server, 1, 20, 20)
-        second.start()
-        second.join()
-        time.sleep(10)
-        assert server.alive()
-        table = server.cli("log", "cursors", "--data-dir", str(server.data_dir)).stdout
-        rows = [line.split() for line in table.splitlines() if line.startswith("kafka")]
-        # From the end: damaged, dropped, filtered, dead, refused, delivered.
-        assert sum(int(row[-6]) for row in rows) == sender.sent, f"only what was replicated counts:\n{table}"
-        kafka.start()
-        records = wait_delivered(server, kafka, "raw", [sender, second], 120)
-        check_points(records, [sender, second])
+        yield kafka, server
 
 
 @pytest.mark.slow
-def test_more_replicas_asked_for_than_are_in_sync_hold_the_cursor(make_server, tmp_path, long):
+def test_nothing_is_acknowledged_without_enough_replicas(three_nodes):
+    kafka, server = three_nodes
+    sender = Sender(server, 0, 100, 20)
+    sender.start()
+    sender.join()
+    wait_delivered(server, kafka, "raw", [sender], 60)
+    for node in kafka.nodes[1:]:
+        node.kill()
+    second = Sender(server, 1, 20, 20)
+    second.start()
+    second.join()
+    time.sleep(10)
+    assert server.alive()
+    table = server.cli("log", "cursors", "--data-dir", str(server.data_dir)).stdout
+    rows = [line.split() for line in table.splitlines() if line.startswith("kafka")]
+    # From the end: damaged, dropped, filtered, dead, refused, delivered.
+    assert sum(int(row[-6]) for row in rows) == sender.sent, f"only what was replicated counts:\n{table}"
+    kafka.start()
+    records = wait_delivered(server, kafka, "raw", [sender, second], 120)
+    check_points(records, [sender, second])
+
+
+@pytest.mark.slow
+def test_more_replicas_asked_for_than_are_in_sync_hold_the_cursor(three_nodes):
     """Kafka 4 asks for no more replicas than a topic has, so that one broker cannot show this."""
-    if not long:
-        pytest.skip("three nodes: --long")
-    with Kafka(tmp_path / "three", nodes=3) as kafka:
-        kafka.create_topic("raw", partitions=3, replicas=3, min_insync_replicas=2)
-        kafka.create_topic("agg", partitions=3, replicas=3)
-        server = start(make_server, kafka, ("raw", "agg"), send="raw").start()
-        sender = Sender(server, 0, 10**9, 20, pause_s=0.02)
-        sender.start()
-        eventually(lambda: books(server)["delivered"] > 200, 60, "points arrive")
-        kafka.alter_topic("raw", min_insync_replicas=3)
-        then = books(server)["delivered"]
-        eventually(lambda: books(server)["delivered"] > then + 500, 120, lambda: f"three of three do: {books(server)}")
-        kafka.nodes[2].kill()
-        wait_state(server, "retrying", 120)
-        held, acknowledged_before = books(server), sender.sent
-        eventually(lambda: sender.sent > acknowledged_before + 200, 60, "points are taken in meanwhile")
-        assert books(server)["delivered"] == held["delivered"], "only what Kafka has acknowledged counts"
-        assert dead_letters(server) == [], "waiting helps: nothing is set aside"
-        kafka.start()
-        wait_state(server, "running", 120)
-        finish(sender)
-        check_points(wait_delivered(server, kafka, "raw", [sender], 120), [sender])
-        check_all_delivered(server, sender.sent)
+    kafka, server = three_nodes
+    sender = Sender(server, 0, 10**9, 20, pause_s=0.02)
+    sender.start()
+    eventually(lambda: books(server)["delivered"] > 200, 60, "points arrive")
+    kafka.alter_topic("raw", min_insync_replicas=3)
+    then = books(server)["delivered"]
+    eventually(lambda: books(server)["delivered"] > then + 500, 120, lambda: f"three of three do: {books(server)}")
+    kafka.nodes[2].kill()
+    wait_state(server, "retrying", 120)
+    held, acknowledged_before = books(server), sender.sent
+    eventually(lambda: sender.sent > acknowledged_before + 200, 60, "points are taken in meanwhile")
+    assert books(server)["delivered"] == held["delivered"], "only what Kafka has acknowledged counts"
+    assert dead_letters(server) == [], "waiting helps: nothing is set aside"
+    kafka.start()
+    wait_state(server, "running", 120)
+    finish(sender)
+    check_points(wait_delivered(server, kafka, "raw", [sender], 120), [sender])
+    check_all_delivered(server, sender.sent)
 
 
 def test_a_stop_is_not_held_up_by_a_kafka_that_is_away(make_server, kafka, topics):

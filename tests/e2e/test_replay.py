@@ -12,7 +12,6 @@ import time
 import pytest
 
 from support import output
-from support.influxdb import InfluxDB
 from support.kafka import Kafka
 from support.scripted import ScriptedServer
 from support.server import eventually, free_ports
@@ -27,13 +26,6 @@ STEP_NS = 1_000_000
 def kafka(tmp_path_factory):
     with Kafka(tmp_path_factory.mktemp("kafka") / "k") as kafka:
         yield kafka
-
-
-@pytest.fixture
-def influxdb(tmp_path):
-    server = InfluxDB(tmp_path / "influxdb").start()
-    yield server
-    server.close()
 
 
 def file_sink(path, name="out", **more):

@@ -226,8 +226,8 @@ class Server:
         return self.get("/api/v1/status").json()
 
     def windows(self, exact_text=False, **params):
-        """All pages. With `exact_text` numbers stay the text the server wrote, to compare byte for byte."""
-        rows, cursor = [], None
+        """All pages, from `cursor` on where one is given. With `exact_text` numbers stay the text the server wrote, to compare byte for byte."""
+        rows, cursor = [], params.pop("cursor", None)
         parse = {"parse_float": str} if exact_text else {}
         while True:
             page = json.loads(self.get("/api/v1/windows", **params, **({"cursor": cursor} if cursor else {})).text,

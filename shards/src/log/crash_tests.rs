@@ -25,15 +25,7 @@ impl Names for Keys {
 }
 
 pub(super) fn envelope() -> Envelope<'static> {
-    Envelope {
-        client: "10.0.0.1",
-        protocol: Protocol::Json,
-        route: 1,
-        request_id: "",
-        traceparent: "",
-        idempotency_key: b"",
-        same_timestamp_all: false,
-    }
+    Envelope { route: 1, ..Envelope::of("10.0.0.1", Protocol::Json) }
 }
 
 pub(super) fn config() -> WriterConfig {
@@ -462,4 +454,37 @@ fn foreign_empty_newer_and_missing_files_never_block_a_start() {
     let report = verify(dir.path(), LOG, NODE).expect("verify");
     assert_eq!(report.points + report.points_lost, 3600, "the missing segment's points are counted exactly");
     assert_eq!(std::fs::read(dir.path().join(segment_file_name(95))).expect("read"), newer, "untouched");
+}
+
+#[test]
+fn segments_whose_unused_space_cannot_be_given_back_are_told_together() {
+    use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+    use std::os::fd::AsRawFd;
+    let keys = Keys::new(60);
+    let dir = scratch_dir();
+    // Two starts, a segment each; the files become ones in which no hole can be made.
+    let mut sealed = Vec::new();
+    for value in 1..=2 {
+        let start = recover(dir.path(), LOG, NODE).expect("recover").start;
+        let mut log =
+            BlockingLog::new(dir.path(), LogWriter::new(WriterConfig { segment_bytes: 256 << 10, ..config() }, start));
+        let mut batch = Batch::default();
+        push(&mut batch, 1, value);
+        log.append_batch(&envelope(), 5, &batch, &keys).expect("room");
+        log.flush(&keys).expect("flush");
+        let path = dir.path().join(segment_file_name(log.writer().durable_end().segment_id));
+        let fd = memfd_create("segment", MemfdFlags::ALLOW_SEALING).expect("a file in memory");
+        let inside = format!("/proc/self/fd/{}", fd.as_raw_fd());
+        std::fs::copy(&path, &inside).expect("copied");
+        fcntl_add_seals(&fd, SealFlags::WRITE).expect("sealed");
+        std::fs::remove_file(&path).expect("remove");
+        std::os::unix::fs::symlink(&inside, &path).expect("linked");
+        sealed.push(fd);
+    }
+    let recovered = recover(dir.path(), LOG, NODE).expect("recover");
+    assert_eq!(recovered.start.next_point, 2);
+    let kept = recovered.not_given_back;
+    let unused_bytes = recovered.segments.iter().map(|info| info.file_bytes - info.end.expect("known")).sum::<u64>();
+    assert_eq!((kept.segments, kept.bytes, kept.why.is_empty()), (2, unused_bytes, false), "{}", kept.why);
+    assert!(recovered.notes.is_empty(), "{:?}", recovered.notes);
 }

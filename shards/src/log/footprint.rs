@@ -8,7 +8,6 @@
 use super::pages;
 use super::prepare::open;
 use rustix::fs::{FallocateFlags, fallocate};
-use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
@@ -29,17 +28,38 @@ pub(super) fn is_whole(metadata: &std::fs::Metadata) -> bool {
 }
 
 /// Gives back what lies behind `end` of a segment that nothing is appended to any more. Where the file system cannot make
-/// holes that is an error, and nothing has changed.
-pub(super) fn give_back(path: &Path, end: u64) -> io::Result<()> {
-    let metadata = path.metadata()?;
+/// holes nothing has changed, and the answer says how much stays taken.
+pub(super) fn give_back(path: &Path, end: u64) -> Result<(), NotGivenBack> {
     let from = pages(end as usize) as u64;
-    let taken = (metadata.blocks() * STAT_BLOCK_BYTES).min(metadata.len());
-    if taken < from + WORTH_BYTES {
+    let unused_bytes =
+        footprint_bytes(path).min(path.metadata().map_or(0, |metadata| metadata.len())).saturating_sub(from);
+    if unused_bytes < WORTH_BYTES {
         return Ok(());
     }
-    let file = open(path, true)?;
-    fallocate(&file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, from, metadata.len() - from)?;
-    Ok(())
+    let punched = open(path, true).and_then(|file| {
+        let behind = file.metadata()?.len().saturating_sub(from);
+        Ok(fallocate(&file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, from, behind)?)
+    });
+    punched.map_err(|error| NotGivenBack { segments: 1, bytes: unused_bytes, why: error.to_string() })
+}
+
+/// Space that segments keep although nothing will use it: the file system cannot make holes, or did not.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct NotGivenBack {
+    pub segments: u64,
+    pub bytes: u64,
+    /// What the system said of the first; empty while there is none
+    pub why: String,
+}
+
+impl NotGivenBack {
+    pub fn add(&mut self, other: NotGivenBack) {
+        self.segments += other.segments;
+        self.bytes += other.bytes;
+        if self.why.is_empty() {
+            self.why = other.why;
+        }
+    }
 }
 
 #[cfg(test)]

@@ -34,7 +34,7 @@ pub use aligned::AlignedBuf;
 pub use block::{BLOCK_HEADER_BYTES, BlockError, BlockHeader, RecordKind, RecordRef, Records, parse_block};
 pub use blocking::BlockingLog;
 pub use case::{BlockCase, SegmentCase};
-pub use footprint::footprint_bytes;
+pub use footprint::{NotGivenBack, footprint_bytes};
 pub use headers::{BlockHeaders, block_headers};
 pub use mark::{DurableMark, Mark};
 pub use names::{NameMap, names_in};

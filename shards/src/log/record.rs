@@ -27,6 +27,21 @@ pub struct Envelope<'a> {
     pub same_timestamp_all: bool,
 }
 
+impl<'a> Envelope<'a> {
+    /// A request of which no more is known.
+    pub fn of(client: &'a str, protocol: Protocol) -> Envelope<'a> {
+        Envelope {
+            client,
+            protocol,
+            route: 0,
+            request_id: "",
+            traceparent: "",
+            idempotency_key: &[],
+            same_timestamp_all: false,
+        }
+    }
+}
+
 /// An [`Envelope`] read back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EnvelopeView<'a> {

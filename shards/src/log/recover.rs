@@ -6,7 +6,7 @@
 use super::PAGE_BYTES;
 use super::aligned::AlignedBuf;
 use super::case::{BlockCase, FirstPage, SegmentCase, decide_segment};
-use super::footprint::{footprint_bytes, give_back};
+use super::footprint::{NotGivenBack, footprint_bytes, give_back};
 use super::prepare::{fill, open, sync_dir};
 use super::read::{Damage, ReadItem, SegmentReader, TO_THE_TAIL};
 use super::segment::{FILLING, HeaderError, SegmentHeader, segment_id_of};
@@ -31,6 +31,8 @@ pub struct Recovered {
     pub torn: bool,
     /// Sentences for the operator
     pub notes: Vec<String>,
+    /// What old segments take and do not use. Not in `notes`: where the file system makes no holes it is all of them
+    pub not_given_back: NotGivenBack,
 }
 
 /// A segment with blocks, or one whose header says there were to be some.
@@ -62,6 +64,7 @@ pub fn recover(dir: &Path, log_id: u32, node_id: u128) -> io::Result<Recovered> 
         damage: Vec::new(),
         torn: false,
         notes: listing.notes,
+        not_given_back: NotGivenBack::default(),
     };
     let used = listing.used;
     out.start.next_segment_id = listing.highest_id + 1;
@@ -122,9 +125,9 @@ pub fn recover(dir: &Path, log_id: u32, node_id: u128) -> io::Result<Recovered> 
         }
         // Nothing more is appended to any of these, not even to the newest.
         if let Some(end) = info.end
-            && let Err(error) = give_back(&found.path, end)
+            && let Err(kept) = give_back(&found.path, end)
         {
-            out.notes.push(format!("{}: its unused space cannot be given back: {error}", found.path.display()));
+            out.not_given_back.add(kept);
         }
         info.disk_bytes = footprint_bytes(&found.path);
         out.segments.push(info);
