@@ -86,6 +86,16 @@ horizon = "{HORIZON_S} s"
             fields = f.read().rsplit(")", 1)[1].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
+    def shard_core(self):
+        """The one core that the shard's thread is pinned to."""
+        for task in os.listdir(f"/proc/{self.process.pid}/task"):
+            with open(f"/proc/{self.process.pid}/task/{task}/comm") as f:
+                if f.read().startswith("ms-shard"):
+                    cores = os.sched_getaffinity(int(task))
+                    assert len(cores) == 1, f"the shard is not pinned: {cores}"
+                    return cores.pop()
+        raise AssertionError("no thread of a shard")
+
     def shard_cpu_s(self):
         """Of the shard's thread and the kernel's workers of its ring."""
         ticks, tasks = 0, f"/proc/{self.process.pid}/task"

@@ -40,7 +40,7 @@ use crate::forward::cursor::CursorError;
 use crate::logging::LogLines;
 use crate::placement::Placement;
 use crate::reducer::thread::{Reducer, wall_ns};
-pub(crate) use crate::when::rfc3339;
+use crate::when::rfc3339;
 use crate::{admin, flush_probe, placement, translate};
 
 /// Why `run` did not begin, or ended badly. Each is one sentence; `args::Exit` has the codes.

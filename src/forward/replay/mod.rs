@@ -27,7 +27,7 @@ use super::filter::Filter;
 use super::share::log_name;
 use crate::args::{Exit, ReplayArgs};
 use crate::config::{self, Config, Level, SinkType};
-use crate::process::rfc3339;
+use crate::when::rfc3339;
 use crate::reducer::thread::wall_ns;
 use crate::{data_dir, logging};
 use run::{Outcome, Parts, Replay, Target};

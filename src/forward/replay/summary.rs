@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::source::Missing;
-use crate::process::rfc3339;
+use crate::when::rfc3339;
 
 /// What became of the points of the logs. But for `passed_over` and `missing`, the parts sum to `read`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
