@@ -348,7 +348,8 @@ pub struct ReplayArgs {
     /// Pass over what was received before, unread
     ///
     /// The range is about the points' own times, which no block of a log tells, so that everything kept is read for it. When
-    /// its points were received is told, to a minute: blocks that were received outside of this span are not read. For points
+    /// its points were received is told, to a minute and, at the end, to windows.horizon: blocks that were received outside of
+    /// this span are not read. (By the log's clock, which follows the machine's: where that was set forward, give more.) For points
     /// that came in time, give the range and some minutes more. What is passed over is not sent, late and early points of
     /// the range included; and where a sink overwrites (InfluxDB), a later value that is passed over is replaced.
     #[arg(long, value_name = "TIME", allow_hyphen_values = true)]

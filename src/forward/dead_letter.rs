@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 pub use taken::Taken;
@@ -114,6 +115,10 @@ impl DeadLetters {
         let held = hold(&self.dir)?;
         let mut there = files(&self.dir)?;
         let newest = there.last().cloned();
+        if let Some((_, path)) = &newest {
+            // Another process may have been killed while it wrote: half a line, of which it has told nobody.
+            cut_torn_line(path)?;
+        }
         let size = |path: &Path| fs::metadata(path).map(|m| m.len());
         let (path, is_new) = match newest {
             Some((_, path)) if size(&path)? + text.len() as u64 <= self.bounds.file_bytes_max => (path, false),
@@ -178,7 +183,9 @@ impl DeadLetters {
         let taken = taken::taken_files(&self.dir)?.into_iter().map(|path| Ok((taken::settled_bytes(&path)?, path)));
         let whole = files(&self.dir)?.into_iter().map(|(_, path)| Ok((0, path)));
         let from = taken.chain(whole).map(|file| file.map(|(from, path)| (path, from)));
-        let (letters, unreadable) = taken::read(&from.collect::<io::Result<Vec<_>>>()?)?;
+        let from = from.collect::<io::Result<Vec<_>>>()?;
+        let (letters, unreadable) = taken::read(&from)?;
+        let unreadable = unreadable + taken::unreadable_before(&from)?;
         Ok((letters.into_iter().map(|letter| letter.entry).collect(), unreadable))
     }
 
@@ -257,6 +264,10 @@ fn cut_torn_line(path: &Path) -> io::Result<()> {
     let mut file = OpenOptions::new().read(true).write(true).open(path)?;
     let length = file.metadata()?.len();
     let mut end = length;
+    let mut last = [0];
+    if length > 0 && file.read_exact_at(&mut last, length - 1).is_ok() && last == *b"\n" {
+        return Ok(());
+    }
     let mut piece = vec![0; 64 << 10];
     while end > 0 {
         let start = end.saturating_sub(piece.len() as u64);
@@ -334,6 +345,11 @@ mod tests {
             assert_eq!(fs::read(&file).expect("reads"), sound);
             letters.append(&[entry(2, "x")]).expect("appends");
             assert_eq!(letters.list().expect("lists"), (vec![entry(1, "x"), entry(2, "x")], 0));
+            // Another process was killed while it wrote, and this one goes on.
+            let sound = fs::read(&file).expect("reads");
+            fs::write(&file, [&sound[..], torn].concat()).expect("writes");
+            letters.append(&[entry(3, "x")]).expect("appends");
+            assert_eq!(letters.list().expect("lists"), (vec![entry(1, "x"), entry(2, "x"), entry(3, "x")], 0));
         }
     }
 

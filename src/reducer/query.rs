@@ -92,10 +92,10 @@ impl WindowQuery {
             && self.filter.cursor.as_ref().is_none_or(|c| (last_ms, window_s) >= (c.start_ms, c.window_s))
     }
 
-    /// Nothing that begins earlier is wanted.
+    /// Nothing that begins earlier is wanted. (A cursor does not count: segments are chosen by it, whose stamps a clock that
+    /// was set back may have made earlier than their windows. What a page has passed, the zones know.)
     pub fn from_ms(&self) -> i64 {
-        let cursor_ms = self.filter.cursor.as_ref().map_or(i64::MIN, |cursor| cursor.start_ms);
-        self.filter.since_ms.unwrap_or(i64::MIN).max(cursor_ms)
+        self.filter.since_ms.unwrap_or(i64::MIN)
     }
 
     /// Whether the page is full and this place lies behind it, whatever the key.

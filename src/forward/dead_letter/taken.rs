@@ -48,6 +48,7 @@ impl Taken {
         let paths = taken_files(dir)?;
         let from = paths.iter().map(|path| Ok((path.clone(), settled_bytes(path)?))).collect::<io::Result<Vec<_>>>()?;
         let (letters, unreadable) = read(&from)?;
+        let unreadable = unreadable + unreadable_before(&from)?;
         let files = paths.into_iter().map(|path| Ok(TakenFile { bytes: fs::metadata(&path)?.len(), path }));
         let files = files.collect::<io::Result<Vec<_>>>()?;
         Ok(Taken { letters, next: 0, unreadable, files, next_file: 0, dir: dir.to_owned() })
@@ -82,7 +83,7 @@ impl Taken {
 
     fn remove_before(&mut self, end: usize) -> io::Result<()> {
         for TakenFile { path, .. } in &self.files[self.next_file..end] {
-            if self.unreadable > 0 && read(&[(path.clone(), 0)])?.1 > 0 {
+            if read(&[(path.clone(), 0)])?.1 > 0 {
                 fs::rename(path, path.with_extension("unreadable"))?;
             } else {
                 fs::remove_file(path)?;
@@ -194,6 +195,15 @@ pub(super) fn read(files: &[(PathBuf, u64)]) -> io::Result<(Vec<Letter>, u64)> {
     Ok((letters, unreadable))
 }
 
+/// Lines that are none in the parts before these offsets: their file stays.
+pub(super) fn unreadable_before(files: &[(PathBuf, u64)]) -> io::Result<u64> {
+    let mut unreadable = 0;
+    for (path, from) in files.iter().filter(|(_, from)| *from > 0) {
+        unreadable += read(&[(path.clone(), 0)])?.1 - read(&[(path.clone(), *from)])?.1;
+    }
+    Ok(unreadable)
+}
+
 fn remove_if_there(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
@@ -276,5 +286,23 @@ mod tests {
         assert_eq!(ids(&letters), ["p1"]);
         taken.settle(1).expect("settles");
         assert_eq!(ids(&letters), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_line_that_cannot_be_read_keeps_its_file_through_a_retry_that_is_gone_on_with() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let letters = filled(dir.path(), 0..1);
+        let file = dir.path().join("00000001.ndjson");
+        let sound = fs::read(&file).expect("reads");
+        let letter = |n| serde_json::to_string(&entry(n, "x")).expect("JSON") + "\n";
+        fs::write(&file, [b"no letter\n", &sound[..], letter(1).as_bytes()].concat()).expect("writes");
+        letters.take().expect("taken").settle(1).expect("settles");
+        assert_eq!(letters.list().expect("lists").1, 1);
+        let mut taken = letters.take().expect("taken");
+        assert_eq!((waiting(&taken), taken.unreadable), (vec!["p1"], 1));
+        taken.settle(1).expect("settles");
+        taken.done().expect("done");
+        let kept = dir.path().join("taken-00000001.unreadable");
+        assert!(fs::read(kept).expect("kept").starts_with(b"no letter\n"));
     }
 }

@@ -120,10 +120,7 @@ pub fn judge(heard: &Heard, now: SystemTime) -> Verdict {
     };
     match status {
         204 => Verdict::Written,
-        // As Go's servers and nginx answer plain HTTP: no line is to blame.
-        400 if text.contains("HTTP request to an HTTPS server")
-            || text.contains("HTTP request was sent to HTTPS port") =>
-        {
+        400 if is_of_a_tls_port(&text) => {
             Verdict::Held { reason: format!("{status} {text} Write https:// in the URL.") }
         }
         400 | 422 => match dropped(&text) {
@@ -185,6 +182,13 @@ fn ceil(text: &str, mut at: usize) -> usize {
     at
 }
 
+/// As Go's servers and nginx answer plain HTTP: no line is to blame. Nothing that a refused line could have brought in, which
+/// servers quote.
+fn is_of_a_tls_port(text: &str) -> bool {
+    text.starts_with("Client sent an HTTP request to an HTTPS server")
+        || text.starts_with('<') && text.contains("The plain HTTP request was sent to HTTPS port")
+}
+
 /// N of `partial write: <reason> dropped=N`.
 fn dropped(text: &str) -> Option<u64> {
     let digits = text.starts_with("partial write").then(|| text.rsplit_once("dropped="))??.1;
@@ -235,6 +239,21 @@ mod tests {
                 "Client sent an HTTP request to an HTTPS server.\n",
                 None,
                 held("400 Client sent an HTTP request to an HTTPS server. Write https:// in the URL."),
+            ),
+            (
+                400,
+                "<html><title>400 The plain HTTP request was sent to HTTPS port</title></html>",
+                None,
+                held(
+                    "400 <html><title>400 The plain HTTP request was sent to HTTPS port</title></html> Write https:// in the URL.",
+                ),
+            ),
+            // A client may have written these words.
+            (
+                400,
+                &quoted("unable to parse 'm v=\"Client sent an HTTP request to an HTTPS server\"': bad timestamp"),
+                None,
+                bad("unable to parse 'm v=\"Client sent an HTTP request to an HTTPS server\"': bad timestamp"),
             ),
             (413, "", None, Verdict::TooLarge { reason: "413 ".into() }),
             (401, &quoted("authorization failed"), None, held("401 authorization failed")),

@@ -92,12 +92,17 @@ fn prepare(args: &ReplayArgs, config: &Config) -> Result<Plan, Refusal> {
         return Err(Refusal(Exit::Usage, format!("the range is empty: --to ({to}) is not after --from ({from})")));
     }
     let received = (args.received_from.map(|at| at.ns(now_ns)), args.received_to.map(|at| at.ns(now_ns)));
-    let received_ns =
+    let mut received_ns =
         (received != (None, None)).then(|| received.0.unwrap_or(i64::MIN)..received.1.unwrap_or(i64::MAX));
     if let Some(span) = received_ns.as_ref().filter(|span| span.is_empty()) {
         let (from, to) = (time(span.start), time(span.end));
         let sentence = format!("the span is empty: --received-to ({to}) is not after --received-from ({from})");
         return Err(Refusal(Exit::Usage, sentence));
+    }
+    if let Some(span) = &mut received_ns {
+        // Where the clock went back, stamps stay ahead of it for a while, by this much at most.
+        let ahead = i64::try_from(config.windows.horizon.as_nanos()).unwrap_or(i64::MAX);
+        span.end = span.end.saturating_add(ahead);
     }
     let Some(sink) = config.sink.iter().find(|sink| sink.name == args.sink) else {
         let names: Vec<&str> = config.sink.iter().map(|sink| sink.name.as_str()).collect();

@@ -26,8 +26,9 @@ const PIECE_BYTES: usize = 256 << 10;
 /// .. and before the first block that was received this much later than its own first: logs are merged piece by piece.
 const PIECE_SPAN_NS: i64 = 1_000_000_000;
 
-/// A block tells when its first and its last record were received. Stamps rise but where the clock was set, so that all others
-/// are as near to one of the two as the block was open: far less than this.
+/// A block tells the stamps of its first and its last record. They rise but where the clock was set, so that all others are as
+/// near to one of the two as the block was open: far less than this. (After a step back stamps are ahead of the clock by the
+/// windows' horizon at most: the span that is asked for has room for it.)
 const STAMP_SLACK_NS: i64 = 60_000_000_000;
 
 /// How far a log goes.
@@ -187,7 +188,8 @@ impl Source {
             if self.open.is_none() && !self.open_segment()? {
                 break;
             }
-            let Some(open) = &mut self.open else { break };
+            // Taken away since it was listed: the next one.
+            let Some(open) = &mut self.open else { continue };
             let mut unwanted = Vec::new();
             let ended = loop {
                 let kept = open.kept.take();

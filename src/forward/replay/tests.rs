@@ -442,6 +442,21 @@ fn what_retention_removes_meanwhile_is_counted_and_the_rest_goes_on() {
 }
 
 #[test]
+fn a_segment_that_is_taken_away_while_it_is_opened_costs_only_itself() {
+    let log = log_of(0, 200);
+    let segments = list_segments(log.dir.path()).expect("listed");
+    let setup = Setup::of(&[&log]);
+    // It is listed, and not there any more.
+    let (_, third) = &segments[2];
+    std::fs::remove_file(third).expect("removed");
+    std::os::unix::fs::symlink("nowhere", third).expect("linked");
+    let ran = setup.run();
+    let Missing { removed, damaged } = ran.totals.missing;
+    assert!(removed > 0 && removed < 400 / 4 && damaged == 0, "{:?}", ran.totals);
+    assert_eq!((ran.totals.sent + removed, ran.sorted(0).last()), (400, Some(&399)));
+}
+
+#[test]
 fn a_replay_whose_first_segments_are_gone_before_it_begins_counts_nothing_as_missing() {
     let log = log_of(0, 100);
     log.recycle_oldest();
