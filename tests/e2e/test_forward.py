@@ -238,7 +238,8 @@ def test_a_full_output_disk_is_retried_memory_stays_flat_and_nothing_is_lost(mak
         rss, behind, acked = server.rss_bytes(), lag(server), len(load.acked)
         time.sleep(8)
         assert lag(server) > behind and len(load.acked) > acked + 500, "clients go on"
-        assert server.rss_bytes() < rss + 12 * MIB, f"{rss} -> {server.rss_bytes()}"
+        # On a busy machine the reader's cache may still grow, up to its bound of 32 MiB.
+        assert server.rss_bytes() < rss + 44 * MIB, f"{rss} -> {server.rss_bytes()}"
         assert server.metrics().sum("metricstream_sink_errors_total", sink="other") == 0
         books(server)
         subprocess.run(["mount", "-o", "remount,size=256m", str(out)], check=True)
