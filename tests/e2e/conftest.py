@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from support.certificates import Authority  # noqa: E402
 from support.influxdb import InfluxDB  # noqa: E402
 from support.server import ROOT, Server, binary  # noqa: E402
 
@@ -43,6 +44,17 @@ def influxdb(tmp_path):
     yield server
     server.close()
     shutil.rmtree(server.directory, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory):
+    return Authority(tmp_path_factory.mktemp("authority"))
+
+
+@pytest.fixture(scope="module")
+def stranger(tmp_path_factory):
+    """An authority that nobody trusts."""
+    return Authority(tmp_path_factory.mktemp("stranger"), "another authority")
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ import time
 
 import pytest
 
-from support.certificates import Authority
 from support.influxdb import InfluxDB
 from support.scripted import ScriptedServer
 from support.server import eventually
@@ -17,17 +16,6 @@ from support.verified import loadgen, verify
 
 USER, PASSWORD, WRONG = "metricstream", "right-0123456789", "wrong-0123456789"
 POINTS = 200
-
-
-@pytest.fixture(scope="module")
-def authority(tmp_path_factory):
-    return Authority(tmp_path_factory.mktemp("authority"))
-
-
-@pytest.fixture(scope="module")
-def stranger(tmp_path_factory):
-    """An authority that nobody trusts."""
-    return Authority(tmp_path_factory.mktemp("stranger"), "another authority")
 
 
 @pytest.fixture

@@ -9,24 +9,12 @@ import time
 import pytest
 from confluent_kafka.admin import ScramCredentialInfo, ScramMechanism, UserScramCredentialUpsertion
 
-from support.certificates import Authority
 from support.kafka import Kafka
 from support.server import eventually
 
 USER, PASSWORD, WRONG = "metricstream", "right-0123456789", "wrong-0123456789"
 POINTS = 300
 JAAS = "org.apache.kafka.common.security"
-
-
-@pytest.fixture(scope="module")
-def authority(tmp_path_factory):
-    return Authority(tmp_path_factory.mktemp("authority"))
-
-
-@pytest.fixture(scope="module")
-def stranger(tmp_path_factory):
-    """An authority that nobody trusts."""
-    return Authority(tmp_path_factory.mktemp("stranger"), "another authority")
 
 
 @pytest.fixture(scope="module")

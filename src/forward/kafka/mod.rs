@@ -3,8 +3,8 @@
 //! Promises, as a consumer sees them that keeps the first of equal `id` headers:
 //! - every point of a settled unit is there, or in the dead letters with Kafka's reason; a window that is too large for its
 //!   topic is there in parts;
-//! - records of one key, but for windows in parts, are in the order of the log, through retries, new producers and restarts of either side (as long
-//!   as the topic keeps its number of partitions);
+//! - records of one key, but for windows in parts, are in the order of the log, through retries, new producers and
+//!   restarts of either side (as long as the topic keeps its number of partitions);
 //! - a record's `id` is the same each time it is sent.
 //!
 //! [`flight`] decides, [`render`] writes, [`producer`] is librdkafka. Memory: what is on its way is bounded by
